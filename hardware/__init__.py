@@ -1,0 +1,1 @@
+"""Real torch runs: two-device models, the pipeline runner, micro-benchmarks. The only torch here."""

@@ -1,0 +1,1 @@
+"""Measurement tables, fits, intervals and profiles."""

@@ -1,0 +1,1 @@
+"""Seconds and bytes: kernels, collectives, memory, and where order meets cost."""

@@ -1,0 +1,1 @@
+"""The two engines and the timeline that they return."""

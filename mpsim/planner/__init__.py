@@ -1,0 +1,1 @@
+"""What-ifs, search, capacity, launchers and executors."""

@@ -1,0 +1,1 @@
+"""Numbers from a timeline, where the time goes, and their renderers."""

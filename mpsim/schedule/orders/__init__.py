@@ -1,0 +1,1 @@
+"""Compute-only pipeline orders, one function each."""

@@ -1,0 +1,1 @@
+"""What the user declares: frozen models of a scenario, with units, docs and checks."""

@@ -1,0 +1,1 @@
+"""What must be computed: layers to FLOPs, bytes, parameters and activations."""

@@ -1,0 +1,1 @@
+"""Devices, links, clusters, models, profiles and prices: data only, each with its source."""
