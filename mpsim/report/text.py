@@ -1,0 +1,259 @@
+"""The report for people: a terminal page, widest fact first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mpsim.report.metrics import Report
+from mpsim.units import format_bytes, format_seconds, format_si
+
+_SHOWN_DEVICES = 16
+
+
+def show(report: Report, console: Console) -> None:
+    """Print one report."""
+    console.print(_headline(report))
+    console.print(_facts(report))
+    console.print(_waterfall(report))
+    console.print(_parts(report))
+    console.print(_devices(report))
+    console.print(_bounds(report))
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+
+
+def compare(reports: Sequence[Report], console: Console) -> None:
+    """Print variants side by side: what differs first, each beside its ratio to the first."""
+    table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
+    table.add_column("")
+    for report in reports:
+        table.add_column(report.scenario.variant, justify="right", overflow="fold")
+    rows = [_comparison(report) for report in reports]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in sorted(names, key=lambda name: len({row.get(name, "") for row in rows}) == 1):
+        table.add_row(name, *(row.get(name, "–") for row in rows))
+    console.print(table)
+
+
+def _comparison(report: Report) -> dict[str, str]:
+    """The lines of a report that are worth comparing."""
+    use, step = report.utilisation, report.step_time
+    return {
+        "fits": "yes" if report.fits else "NO",
+        "step time": format_seconds(step, 4),
+        "throughput": f"{format_si(report.samples_per_second, 'samples/s')}",
+        "peak memory": format_bytes(report.peak_memory),
+        "reserved memory": format_bytes(report.fullest.reserved),
+        "devices": str(report.scenario.cluster.devices),
+        "idle": f"{report.idle_fraction:.1%}",
+        "bubble": f"{report.bubble_fraction:.1%}",
+        "speed-up over one device": f"{report.amdahl.speed_up:.3g}",
+        "Amdahl's α": f"{report.amdahl.fraction:.4f}",
+        "busy at once, at most": str(report.busy_at_once),
+        "MFU (6N)": f"{use.six_n:.1%}" if use else "–",
+        **{
+            f"time: {cause}": f"{format_seconds(seconds)} ({seconds / step:.0%})"
+            for cause, seconds in report.waterfall.items()
+        },
+        "moved between stages": format_bytes(report.traffic.measured),
+        **{
+            f"moved in {axis}": format_bytes(nbytes)
+            for axis, nbytes in report.traffic.exchanges.items()
+        },
+        **({"cost of a step": _usd(report.usd_per_step)} if report.usd_per_step else {}),
+    }
+
+
+def _headline(report: Report) -> RenderableType:
+    """Fits or not, step time, throughput."""
+    scenario, fullest = report.scenario, report.fullest
+    capacity = scenario.cluster.device.memory
+    verdict = (
+        Text("FITS", style="bold green") if report.fits else Text("DOES NOT FIT", style="bold red")
+    )
+    verdict.append(
+        f"  {format_bytes(fullest.reserved)} of {format_bytes(capacity)} "
+        f"on {report.device_names[fullest.index]} "
+        f"({fullest.reserved / capacity:.0%})",
+        style="default",
+    )
+    step = Text(f"{format_seconds(report.step_time, 4)} a step", style="bold")
+    if report.interval:
+        low, high = report.interval
+        step.append(
+            f"  (90 %: {format_seconds(low, 4)} to {format_seconds(high, 4)})", style="default"
+        )
+    rate = f"{format_si(report.samples_per_second, 'samples/s')}"
+    if scenario.training.sequence > 1:
+        per_device = report.tokens_per_second / scenario.cluster.devices
+        rate += f", {format_si(report.tokens_per_second, 'tokens/s')}"
+        rate += f" ({format_si(per_device, 'tokens/s')} a device)"
+    title = scenario.name + (f" · {scenario.variant}" if scenario.variant != "base" else "")
+    return Panel(Group(verdict, step, Text(rate)), title=title, title_align="left")
+
+
+def _facts(report: Report) -> RenderableType:
+    """The scenario in four lines, with utilisation and price."""
+    scenario, plan, cluster = report.scenario, report.scenario.plan, report.scenario.cluster
+    grid = _grid()
+    grid.add_row("model", _model_line(report))
+    between = f", {cluster.network.name} between nodes" if cluster.network else ""
+    grid.add_row(
+        "cluster",
+        f"{cluster.nodes} x {cluster.node.devices} {cluster.device.name}, "
+        f"{cluster.node.link.name} inside{between}",
+    )
+    degrees = [
+        f"{axis} {getattr(plan, axis)}"
+        for axis in ("tensor", "pipeline", "data", "context", "expert")
+        if getattr(plan, axis) > 1
+    ] or ["one device"]
+    if plan.zero:
+        degrees.append(f"ZeRO-{plan.zero}")
+    if plan.recompute != "none":
+        degrees.append(f"{plan.recompute} recomputation")
+    schedule = f"{plan.schedule}, " if plan.pipeline > 1 else ""
+    grid.add_row(
+        "plan", f"{', '.join(degrees)}; {schedule}{scenario.microbatches} microbatches a replica"
+    )
+    use = report.utilisation
+    if use:
+        grid.add_row(
+            "utilisation",
+            f"{use.six_n:.1%} of {format_si(use.peak, 'FLOP/s')} (6N); "
+            f"{use.with_attention:.1%} with attention; {use.hardware:.1%} hardware FLOPs",
+        )
+    if report.usd_per_step is not None:
+        grid.add_row("cost", f"{_usd(report.usd_per_step)} a step ({cluster.price_source})")
+    if report.minimum_devices:
+        wall = ", ".join(f"{name}: {count}" for name, count in report.minimum_devices.items())
+        grid.add_row("memory wall", f"devices at the least for {wall}")
+    return grid
+
+
+def _model_line(report: Report) -> str:
+    """Name and size of the model."""
+    training = report.scenario.training
+    text = f"{report.scenario.model.name}, {training.precision}, {training.optimizer}"
+    batch = f"batch {training.global_batch}"
+    return f"{text}, {batch}" + (f" x {training.sequence}" if training.sequence > 1 else "")
+
+
+def _waterfall(report: Report) -> RenderableType:
+    """Where the time goes, with a bar for each cause."""
+    table = Table(box=box.SIMPLE, title="Where the time goes", title_justify="left")
+    for name in ("cause", "seconds", "share", ""):
+        table.add_column(name, justify="left" if name in ("cause", "") else "right")
+    for cause, seconds in sorted(report.waterfall.items(), key=lambda item: -item[1]):
+        share = seconds / report.step_time
+        bar = "█" * max(round(share * 40), 1 if share > 0 else 0)
+        table.add_row(cause, format_seconds(seconds), f"{share:.1%}", bar)
+    return table
+
+
+def _parts(report: Report) -> RenderableType:
+    """The six parts of a training step."""
+    table = Table(box=box.SIMPLE, title="The parts of a step", title_justify="left")
+    for name in ("part", "mean of devices", "what"):
+        table.add_column(name, justify="right" if name == "mean of devices" else "left")
+    for name, text in report.phases.items():
+        seconds = report.phase_seconds.get(name)
+        table.add_row(name, "–" if seconds is None else format_seconds(seconds), text)
+    return table
+
+
+def _devices(report: Report) -> RenderableType:
+    """Time and memory of each device; the middle of a long list is left out."""
+    table = Table(box=box.SIMPLE, title="Devices", title_justify="left")
+    for name in ("device", "holds", "compute", "exchange", "idle", "peak", "at", "of which"):
+        table.add_column(
+            name, justify="left" if name in ("device", "holds", "of which") else "right"
+        )
+    shown = _ends(range(len(report.devices)), _SHOWN_DEVICES)
+    for index in shown:
+        if index is None:
+            table.add_row("…")
+            continue
+        device = report.devices[index]
+        table.add_row(
+            report.device_names[index],
+            device.layers,
+            format_seconds(device.compute),
+            format_seconds(device.exchange),
+            f"{device.idle / report.step_time:.0%}",
+            format_bytes(device.memory.peak),
+            format_seconds(device.memory.peak_time),
+            _largest(device.memory.at_peak),
+        )
+    return table
+
+
+def _bounds(report: Report) -> RenderableType:
+    """Amdahl, bubble, communication."""
+    grid, amdahl, traffic = _grid(), report.amdahl, report.traffic
+    limit = "∞" if amdahl.limit == float("inf") else f"{amdahl.limit:.3g}"
+    grid.add_row(
+        "Amdahl",
+        f"{amdahl.speed_up:.4g} times one (imaginary) device that takes "
+        f"{format_seconds(amdahl.one_device)}; α = {amdahl.fraction:.4f} over {amdahl.devices}; "
+        f"limit {limit}",
+    )
+    if amdahl.devices > 1:
+        causes = ", ".join(
+            f"{cause} {share:.4f}" for cause, share in amdahl.causes.items() if abs(share) >= 5e-5
+        )
+        grid.add_row("", f"1 - α = {1 - amdahl.fraction:.4f}: {causes or 'nothing'}")
+    if len(report.devices) > 1:
+        formula = (
+            f"; closed form {report.bubble_formula:.2%}"
+            if report.bubble_formula is not None
+            else ""
+        )
+        grid.add_row(
+            "bubble",
+            f"{report.bubble_fraction:.2%} of the makespan{formula}; idle "
+            f"{report.idle_fraction:.2%}; span {format_seconds(report.span, 4)}",
+        )
+        grid.add_row("busy at once", f"at most {report.busy_at_once} of {len(report.devices)}")
+        grid.add_row(
+            "between stages",
+            f"{format_bytes(traffic.measured)} measured on the links, "
+            f"{format_bytes(traffic.formula)} by C = 2 Σ s b",
+        )
+    for axis, nbytes in traffic.exchanges.items():
+        grid.add_row(f"{axis}", f"{format_bytes(nbytes)} sent by each device")
+    return Group(Text("Bounds", style="italic"), grid)
+
+
+def _grid() -> Table:
+    """A table without lines: a dim name, then text."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    return grid
+
+
+def _largest(components: Mapping[str, float], shown: int = 3) -> str:
+    """The largest components by name."""
+    order = sorted(components.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in order[:shown])
+
+
+def _ends(indices: Iterable[int], most: int) -> list[int | None]:
+    """The first and last of a long list, None where the middle is left out."""
+    items = list(indices)
+    if len(items) <= most:
+        return list(items)
+    half = most // 2
+    return [*items[:half], None, *items[-half:]]
+
+
+def _usd(value: float | None) -> str:
+    """Dollars to three digits."""
+    return "–" if value is None else f"{value:,.3g} USD"
