@@ -1,0 +1,113 @@
+"""What a worker process runs: join the group, then tasks as they come, until told to stop.
+
+Started by ``workers.py`` with the descriptor of one end of a pipe, over which the setup, the tasks
+and their results go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+
+import torch
+import torch.distributed as dist
+
+from mpsim.hardware.devices import Worker
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a worker must know to join its group."""
+
+    worker: Worker
+    world: int
+    backend: str
+    store: str  # path of the file that the workers meet in
+    timeout: float  # s that a collective may take
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a task finds itself; the first argument of every task."""
+
+    rank: int
+    world: int
+    device: torch.device
+    backend: str
+
+    @property
+    def staged(self) -> bool:
+        """Whether tensors of this worker cross to others through host memory."""
+        return self.backend == "gloo" and self.device.type == "cuda"
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given; nothing to do on a CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def join(setup: Setup) -> Context:
+    """Pin this process, choose its device and join the group over a file store.
+
+    A file store needs no port, so that none can be in use; the connections themselves take free
+    ports of the loopback interface.
+    """
+    device = torch.device(setup.worker.device)
+    if hasattr(os, "sched_setaffinity") and setup.worker.cores:
+        os.sched_setaffinity(0, setup.worker.cores)
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if setup.backend == "nccl" else "gloo"
+    dist.init_process_group(
+        backend,
+        store=dist.FileStore(setup.store, setup.world),
+        rank=setup.worker.rank,
+        world_size=setup.world,
+        timeout=timedelta(seconds=setup.timeout),
+    )
+    return Context(setup.worker.rank, setup.world, device, setup.backend)
+
+
+def serve(connection: Connection) -> None:
+    """Answer tasks with ``("done", result)`` or ``("failed", name, message)`` until None comes."""
+    try:
+        context = join(connection.recv())
+        connection.send(("done", None))
+        while (message := connection.recv()) is not None:
+            task, arguments = message
+            connection.send(("done", task(context, *arguments)))
+    except EOFError:  # the parent is gone
+        return
+    except Exception as error:  # noqa: BLE001  (whatever a task raises is told to the parent)
+        traceback.print_exc()
+        memory = isinstance(error, torch.OutOfMemoryError)
+        name = "out of memory" if memory else type(error).__name__
+        connection.send(("failed", name, str(error)))
+        # the group may be out of step now: leave at once rather than wait for peers in destructors
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (Linux; elsewhere the pipe tells)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def main() -> None:
+    """Entry of the process."""
+    _die_with_parent()
+    serve(Connection(int(sys.argv[1])))
+    if dist.is_initialized():
+        dist.destroy_process_group()
