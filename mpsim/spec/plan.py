@@ -7,7 +7,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mpsim.spec.cluster import Precision
-from mpsim.spec.quantities import Bytes, Count, Declaration, Factor, Fraction, Positive, Ratio
+from mpsim.spec.quantities import (
+    Bytes,
+    Count,
+    CountOrZero,
+    Declaration,
+    Factor,
+    Fraction,
+    Positive,
+    Ratio,
+)
 
 Axis = Literal["tensor", "pipeline", "data", "context", "expert"]
 """An axis along which the work is divided."""
@@ -47,8 +56,9 @@ class PlanSpec(Declaration):
     """Slices of the sequence in sequence-level schedules (seq_1f1b, terapipe)."""
     drain: Literal["ascending", "descending"] = "ascending"
     """Order of backward microbatches in gpipe: torch's (ascending) or the paper's."""
-    partition: Literal["layers", "parameters", "time"] | list[Count] = "layers"
-    """How layers are dealt to stages: equal counts, equal parameters, equal time, or the counts."""
+    partition: Literal["layers", "parameters", "time"] | list[CountOrZero] = "layers"
+    """How layers are dealt to stages: equal counts, equal parameters, equal time, or the counts
+    (0: a stage that holds the embedding or the head alone)."""
     split: Literal["column", "row", "megatron"] = "megatron"
     """How tensor parallelism cuts weights: by columns, by rows, or columns then rows in pairs."""
     sequence_parallel: bool = False

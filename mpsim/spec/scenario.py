@@ -115,7 +115,8 @@ class Scenario(Declaration):
     def _model_problems(self) -> list[str]:
         """Splits that the model does not allow."""
         plan, model, found = self.plan, self.model, []
-        if plan.stages > self.layer_count and not isinstance(model, TorchModule):
+        listed = isinstance(plan.partition, list)  # may leave stages to embedding and head alone
+        if plan.stages > self.layer_count and not listed and not isinstance(model, TorchModule):
             found.append(
                 f"plan: pipeline ({plan.pipeline}) x chunks ({plan.chunks}) = {plan.stages} "
                 f"stages, but the model has {self.layer_count} layers"

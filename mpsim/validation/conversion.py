@@ -1,0 +1,414 @@
+"""A measured run as a scenario: what the record states, and a named assumption for what it omits.
+
+The assumptions are of three kinds. *Framework generation*: the code of 2020 to 2022 ("legacy
+Megatron": unfused attention, fp16, dropout 0.1, no overlap), Megatron of today, and FSDP; which of
+them a run used follows from fields of the record, never from its source. *Defaults of those
+frameworks* for what a table leaves out. *Arithmetic* where the numbers leave one choice (an uneven
+split, a degree that fills the devices).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mpsim.errors import ScenarioError
+from mpsim.spec.reader import build
+from mpsim.spec.scenario import Scenario
+from mpsim.spec.zoo import load_entry
+from mpsim.validation.machine import cluster_tree
+from mpsim.validation.records import Record
+
+Tree = dict[str, Any]
+Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
+
+_DROPOUT = 0.1
+"""Dropout of GPT-2 and GPT-3 style models in Megatron (arguments.py: --attention-dropout,
+--hidden-dropout default 0.1); Llama style models have none."""
+_GPT2_VOCAB = 50257
+"""Byte-pair vocabulary of GPT-2 (Radford et al. 2019), which Megatron pads to 128 x tensor."""
+_SHORT_TYPES = ("fp8", "mxfp8", "nvfp4")
+_SCHEDULES = {"zb_1p": "zb_auto", "zb_2p": "zb_auto", "none": "1f1b"}
+"""Names of records → names of orders; 1p and 2p are the searched schedule under a memory limit of
+one and two times that of 1F1B (arXiv:2401.10241)."""
+_OPTIMIZERS = {"adam": "adam", "adamw": "adam", "sgd": "sgd", "adafactor": "adafactor"}
+_WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
+"""What a device without units for a format computes it in."""
+_WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
+
+
+@dataclass
+class Assumptions:
+    """Names of what a record leaves open and how it was filled, in order."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def default(self, path: str, value: Any, guess: Any) -> Any:  # noqa: ANN401
+        """The value, or the guess, noted, where the record has none."""
+        if value is not None:
+            return value
+        self.texts.append(f"{path} = {guess}")
+        return guess
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A record as a scenario.
+
+    Attributes:
+        scenario: What is simulated.
+        assumptions: What the record leaves open, as ``path = value``.
+        open: Dotted scenario paths that the source leaves to a tuned choice.
+    """
+
+    scenario: Scenario
+    assumptions: tuple[str, ...]
+    open: tuple[str, ...] = ()
+
+
+def to_scenario(record: Record) -> Expressed:
+    """The scenario of a record.
+
+    Raises:
+        ScenarioError: If the record cannot be expressed; the message says why.
+    """
+    if record.model.family in ("mamba_hybrid", "other"):
+        raise ScenarioError("model.family", f"'{record.model.family}' is no transformer")
+    notes = Assumptions()
+    framework = framework_of(record)
+    degrees = _degrees(record, notes)
+    cluster = cluster_tree(record.cluster, notes.texts)
+    tree: Tree = {
+        "name": record.id,
+        "model": _model(record, framework, degrees["tensor"], notes),
+        "cluster": cluster,
+        "plan": _plan(record, framework, degrees, notes),
+        "training": _training(record, framework, cluster["device"], degrees, notes),
+    }
+    scenario = build(tree)
+    open_fields = [path for path in _TUNED if _is_open(record, path)]
+    return Expressed(scenario, tuple(notes.texts), tuple(open_fields))
+
+
+_TUNED = ("plan.recompute", "training.microbatch", "plan.chunks")
+"""Fields that whoever ran a benchmark tunes, and that tables often omit."""
+
+
+def _is_open(record: Record, path: str) -> bool:
+    """Whether the record has no value at a path."""
+    part, name = path.split(".")
+    return getattr(getattr(record, part), name) is None
+
+
+def framework_of(record: Record) -> Framework:
+    """Which generation of software the run used, by what the record says of its kernels.
+
+    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP; a stated
+    compiler without model parallelism is plain torch; all else is Megatron of today.
+    """
+    plan = record.plan
+    if attention_of(record) == "math":
+        return "legacy_megatron"
+    if (plan.zero or 0) >= 2:
+        return "fsdp"
+    single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
+    return "torch" if plan.compiled is not None and single and not plan.zero else "megatron"
+
+
+def attention_of(record: Record) -> Literal["flash", "math"]:
+    """The attention kernel; where it is not stated, flash with bf16 and shorter types.
+
+    Runs in fp16, fp32 and tf32 are of code from before fused attention.
+    """
+    if record.plan.attention:
+        return record.plan.attention
+    return "flash" if precision_of(record) in ("bf16", *_SHORT_TYPES) else "math"
+
+
+def precision_of(record: Record) -> str:
+    """The precision; where it is not stated, the last one named in its clause of the notes."""
+    if record.plan.precision:
+        return record.plan.precision
+    clause = record.notes.partition("precision:")[2].partition("source gaps")[0].lower()
+    named = re.findall(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b", clause)
+    # "fp32 peak, so probably tf32" names the guess last
+    return named[-1] if named else "bf16"
+
+
+def _degrees(record: Record, notes: Assumptions) -> dict[str, int]:
+    """The four degrees; open ones filled by data up to the batch, tensor up to the node, context.
+
+    A data degree above the number of microbatches cannot be what was run (its source derived it
+    from the device count): the excess is moved to context, which keeps devices and batch.
+    """
+    plan, training = record.plan, record.training
+    known = {name: getattr(plan, name) for name in ("tensor", "pipeline", "context", "data")}
+    rest = record.cluster.devices
+    for degree in known.values():
+        rest //= degree or 1
+    sequences = max(1, (training.global_batch or rest) // (training.microbatch or 1))
+    caps = {
+        "pipeline": 1,
+        "data": _divisor(sequences, rest),
+        "tensor": _divisor(record.model.heads, record.cluster.devices_per_node),
+        "context": rest,
+    }
+    free = [name for name in caps if known[name] is None]
+    for name in free:
+        known[name] = rest if name == free[-1] else _divisor(rest, caps[name])
+        rest //= known[name]
+        notes.texts.append(f"plan.{name} = {known[name]}")
+    data = _divisor(known["data"], sequences)
+    if data < known["data"] and training.global_batch and training.global_batch < known["data"]:
+        known["context"] *= known["data"] // data
+        known["data"] = data
+        notes.texts.append(f"plan.data = {data}, plan.context = {known['context']}")
+    return known
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that does not exceed a limit."""
+    return next(n for n in range(min(number, max(limit, 1)), 0, -1) if number % n == 0)
+
+
+def _model(record: Record, framework: Framework, tensor: int, notes: Assumptions) -> Tree:
+    """The model part."""
+    model = record.model
+    gated = notes.default("model.gated_mlp", model.gated_mlp, model.family != "gpt")
+    block = 128 * tensor
+    position = notes.default("model.position", model.position, "rope" if gated else "learned")
+    tree: Tree = {
+        "name": model.name,
+        "layers": model.layers,
+        "hidden": model.hidden,
+        "heads": model.heads,
+        "kv_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "ffn": model.ffn,
+        "gated_mlp": gated,
+        "vocab": notes.default("model.vocab", model.vocab, -(-_GPT2_VOCAB // block) * block),
+        "tied_embeddings": notes.default("model.tied_embeddings", model.tied_embeddings, not gated),
+        "position": position,
+        "bias": notes.default("model.bias", model.bias, not gated),
+        "norm": "rmsnorm" if gated else "layernorm",
+        "mtp_layers": model.mtp_layers or 0,
+    }
+    if position == "learned" and framework in ("megatron", "legacy_megatron"):
+        tree["dropout"] = notes.default("model.dropout", None, _DROPOUT)
+    if model.head_dim is None and model.hidden % model.heads:
+        tree["head_dim"] = model.v_head_dim
+    if model.experts:
+        tree["experts"] = _experts(record, notes)
+    if model.kv_lora_rank:
+        tree["latent_attention"] = {
+            "q_rank": model.q_lora_rank,
+            "kv_rank": model.kv_lora_rank,
+            "qk_nope_head_dim": model.qk_nope_head_dim,
+            "qk_rope_head_dim": model.qk_rope_head_dim,
+            "v_head_dim": model.v_head_dim,
+        }
+    return tree
+
+
+def _experts(record: Record, notes: Assumptions) -> Tree:
+    """The mixture-of-experts part; benchmarks force their routers into balance."""
+    model = record.model
+    tree: Tree = {
+        "count": model.experts,
+        "per_token": notes.default("model.experts_per_token", model.experts_per_token, 1),
+        "ffn": notes.default("model.expert_ffn", model.expert_ffn, model.ffn),
+        "shared_ffn": model.shared_expert_ffn or 0,
+        "dense_layers": model.dense_layers or 0,
+        "every": model.moe_every or 1,
+    }
+    if "token drop" in record.notes:
+        tree["capacity_factor"] = 1.0
+    return tree
+
+
+def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumptions) -> Tree:
+    """The plan part."""
+    plan = record.plan
+    legacy = framework == "legacy_megatron"
+    tensor, pipeline = degrees["tensor"], degrees["pipeline"]
+    chunks = _chunks(record, pipeline, notes)
+    parallel = notes.default("plan.sequence_parallel", plan.sequence_parallel, tensor > 1)
+    quiet = Assumptions()  # what a degree of one makes meaningless is no assumption
+    overlap_tensor = (notes if tensor > 1 else quiet).default(
+        "plan.overlap_tensor", plan.overlap_tensor, framework == "megatron" and parallel
+    )
+    replicated = degrees["data"] * degrees["context"] > 1
+    overlap_data = (notes if replicated else quiet).default(
+        "plan.overlap_data", plan.overlap_data, not legacy
+    )
+    tree: Tree = {
+        **degrees,
+        "chunks": chunks,
+        "expert": _expert(record, degrees, notes),
+        "expert_tensor": notes.default("plan.expert_tensor", plan.expert_tensor, 1),
+        "sequence_parallel": parallel and tensor > 1,
+        "zero": notes.default("plan.zero", plan.zero, int(framework == "megatron")),
+        "zero_group": plan.zero_group,
+        "partition": _partition(record, pipeline * chunks, notes),
+        "attention": notes.default("plan.attention", plan.attention, attention_of(record)),
+        "fused": framework in ("megatron", "legacy_megatron") or bool(plan.compiled),
+        "overlap_data": overlap_data,
+        "overlap_tensor": overlap_tensor and tensor > 1,
+        "overlap_expert": "expert all-to-all overlap on" in record.notes,
+        "p2p": "batched" if legacy or plan.overlap_pipeline is False else "async",
+        "offload": ["activations"] if "offloading_num_layers" in (plan.offload or "") else [],
+    }
+    return tree | _schedule(record, pipeline, chunks, notes) | _recompute(record, notes, pipeline)
+
+
+def _chunks(record: Record, pipeline: int, notes: Assumptions) -> int:
+    """Virtual stages of a device; where not stated, the fewest that the schedule can have."""
+    plan, layers = record.plan, record.model.layers
+    if plan.chunks is not None:
+        return plan.chunks
+    if plan.stage_layers and len(plan.stage_layers) % pipeline == 0:
+        return len(plan.stage_layers) // pipeline
+    if plan.schedule in ("zb_v", "v_half", "v_min"):
+        return 2
+    if plan.schedule != "interleaved_1f1b":
+        return 1
+    even = [n for n in range(2, layers // pipeline + 1) if layers % (pipeline * n) == 0]
+    guess = even[0] if even else 2
+    notes.texts.append(f"plan.chunks = {guess}")
+    return guess
+
+
+def _expert(record: Record, degrees: Tree, notes: Assumptions) -> int:
+    """The expert degree; where not stated, as many as experts and ranks allow."""
+    experts = record.model.experts
+    if not experts:
+        return 1
+    ranks = degrees["data"] * degrees["context"] * degrees["tensor"]
+    return int(notes.default("plan.expert", record.plan.expert, _common(experts, ranks)))
+
+
+def _common(first: int, second: int) -> int:
+    """The greatest common divisor."""
+    while second:
+        first, second = second, first % second
+    return first
+
+
+def _partition(record: Record, stages: int, notes: Assumptions) -> str | list[int]:
+    """Layers of each stage; where they do not divide, embedding and head count as one layer each.
+
+    The first and last stage give up their part of the two, and what still remains goes one each to
+    the stages from the front.
+    """
+    plan, layers = record.plan, record.model.layers
+    if plan.stage_layers is not None and len(plan.stage_layers) == stages:
+        return list(plan.stage_layers)
+    if layers % stages == 0:
+        return "layers"
+    share, more = divmod(layers + 2, stages)
+    counts = [share + (stage < more) for stage in range(stages)]
+    counts[0] -= 1
+    counts[-1] -= 1
+    notes.texts.append(f"plan.partition = {counts}")
+    return counts
+
+
+def _schedule(record: Record, pipeline: int, chunks: int, notes: Assumptions) -> Tree:
+    """The schedule with what belongs to it.
+
+    The zero-bubble schedules check the gradient norm after the update (post-validation), which
+    lifts the barrier before it.
+    """
+    guess = "none" if pipeline == 1 else "interleaved_1f1b" if chunks > 1 else "1f1b"
+    name = notes.default("plan.schedule", record.plan.schedule, guess)
+    tree: Tree = {"schedule": _SCHEDULES.get(name, name)}
+    if name in ("zb_1p", "zb_2p"):
+        tree["memory_limit"] = float(pipeline * (1 if name == "zb_1p" else 2))
+    if name.startswith(("zb_", "v_")):
+        tree["step_barrier"] = "with synchronisation" in record.notes
+    return tree
+
+
+def _recompute(record: Record, notes: Assumptions, pipeline: int) -> Tree:
+    """Recomputation; whole layers recomputed in part are full recomputation of some layers."""
+    plan, layers = record.plan, record.model.layers
+    kind = notes.default("plan.recompute", plan.recompute, "none")
+    modules = plan.recompute_modules or []
+    whole = [_WHOLE_LAYERS.fullmatch(module) for module in modules]
+    if "every_2nd_layer" in modules:
+        return {"recompute": "full", "recompute_layers": max(1, layers // pipeline // 2)}
+    if whole and whole[0]:
+        share = int(whole[0][1]) / int(whole[0][2])
+        count = max(1, round(share * layers / pipeline))
+        if "layers per stage" in record.notes:
+            count = int(whole[0][1])
+        return {"recompute": "full", "recompute_layers": count}
+    tree: Tree = {"recompute": kind}
+    if kind == "selective" and not modules:
+        modules = notes.default("plan.recompute_modules", None, ["core_attention"])
+    if kind == "selective":
+        tree["recompute_modules"] = modules
+    return tree
+
+
+def _supported(record: Record, device: str) -> str:
+    """The precision, in the next wider form that the device has units for."""
+    peak = load_entry("devices", device)["peak"]
+    precision = precision_of(record)
+    while precision not in peak and precision in _WIDER:
+        precision = _WIDER[precision]
+    return precision
+
+
+def _training(
+    record: Record, framework: Framework, device: str, degrees: Tree, notes: Assumptions
+) -> Tree:
+    """The training part."""
+    training, plan = record.training, record.plan
+    precision = _supported(record, device)
+    if plan.precision != precision:
+        notes.texts.append(f"training.precision = {precision}")
+    micro = notes.default("training.microbatch", training.microbatch, 1)
+    replicas = micro * degrees["data"]
+    batch = notes.default(
+        "training.global_batch", training.global_batch, replicas * 4 * degrees["pipeline"]
+    )
+    if batch % replicas:
+        batch = -(-batch // replicas) * replicas
+        notes.texts.append(f"training.global_batch = {batch}")
+    optimizer = (plan.optimizer or "").lower()
+    if optimizer not in _OPTIMIZERS:
+        # Muon keeps one momentum; its orthogonalisation is not modelled
+        guess = "momentum" if optimizer == "muon" else "adam"
+        notes.texts.append(f"training.optimizer = {guess}")
+    else:
+        guess = _OPTIMIZERS[optimizer]
+    tree: Tree = {
+        "global_batch": batch,
+        "microbatch": micro,
+        "sequence": training.sequence,
+        "precision": precision,
+        "optimizer": guess,
+        "framework": framework,
+    }
+    return tree | _state_types(record, framework, precision, notes)
+
+
+def _state_types(record: Record, framework: Framework, precision: str, notes: Assumptions) -> Tree:
+    """Number formats of parameters and gradients.
+
+    FSDP keeps fp32 parameters, which it casts for compute, and no master copy. Megatron sums bf16
+    gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
+    fp16 gradients with --fp16.
+    """
+    if framework in ("fsdp", "torch"):
+        tree: Tree = {"parameter_type": "fp32"}
+        guess = "fp32"
+    else:
+        tree = {}
+        guess = "fp16" if precision == "fp16" else "fp32"
+    tree["gradient_type"] = notes.default(
+        "training.gradient_type", record.plan.gradient_dtype, guess
+    )
+    return tree
