@@ -8,11 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from mpsim.schedule.ops import Ints, Kind, Order
-from mpsim.schedule.orders.build import Family, Shape, devices_of, place
+from mpsim.schedule.orders.build import Family, Shape, devices_of, place, require
 
 
 def naive(shape: Shape) -> Order:
-    """Model parallelism without pipelining: ``F0 B0 F1 B1 ...``, each microbatch through all stages.
+    """Model parallelism without pipelining: ``F0 B0 F1 B1 ...``.
+
+    Each microbatch passes all stages before the next begins.
 
     Makespan m (p (f + b) + 2 (p - 1) c): one device works at a time. One microbatch is held.
     Legal for any m >= 1.
@@ -94,7 +96,8 @@ def pipedream_2bw(shape: Shape) -> Order:
     Source:
         Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", arXiv:2006.09503.
     """
-    p = shape.num_devices
+    p, m = shape.num_devices, shape.num_microbatches
+    require(m >= p, f"pipedream_2bw: m={m} must be at least p={p}, for two versions to suffice")
     warmup = p - 1 - devices_of(shape)
     versions = tuple(min(2, p - r) for r in range(p))
     families = _alternating(shape, warmup)
