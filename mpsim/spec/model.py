@@ -83,6 +83,9 @@ class Transformer(Declaration):
     """Whether the MLP has a gate (SwiGLU, GeGLU): three matrices, not two."""
     vocab: Count
     """Rows of the embedding, padding included."""
+    embedding_width: Count | None = None
+    """Width of the token embedding and of the head's input where a projection without bias leads
+    to and from the hidden width (OPT-350M); null: hidden."""
     tied_embeddings: bool = True
     """Whether the output head shares the embedding's weights."""
     position: Literal["learned", "rope", "alibi", "none"] = "learned"

@@ -158,7 +158,10 @@ def embedding_weights(model: Transformer, sequence: int = 0) -> tuple[Weight, ..
 
     The table of positions has ``model.positions`` rows, else ``sequence``.
     """
-    weights = [Weight("embedding", model.hidden, model.vocab, cut="column")]
+    width = model.embedding_width or model.hidden
+    weights = [Weight("embedding", width, model.vocab, cut="column")]
+    if model.embedding_width:
+        weights.append(Weight("embedding_projection", width, model.hidden))
     if model.position == "learned":
         weights.append(Weight("positions", model.positions or sequence, model.hidden))
     if model.embedding_norm:
@@ -169,8 +172,11 @@ def embedding_weights(model: Transformer, sequence: int = 0) -> tuple[Weight, ..
 def head_weights(model: Transformer) -> tuple[Weight, ...]:
     """Final norm and output head; a tied head has no matrix of its own, only its bias."""
     weights = [norm_weight(model, "final_norm")] if model.final_norm else []
+    width = model.embedding_width or model.hidden
+    if model.embedding_width:
+        weights.append(Weight("head_projection", model.hidden, width))
     if not model.tied_embeddings:
-        weights.append(Weight("head", model.hidden, model.vocab, model.head_bias, "column"))
+        weights.append(Weight("head", width, model.vocab, model.head_bias, "column"))
     elif model.head_bias:
         weights.append(Weight("head_bias", 1, model.vocab, cut="column"))
     return tuple(weights)
