@@ -1,0 +1,151 @@
+"""How long the kernels of a layer take on a device, from its profile and its data sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mpsim.cost.attention import attention_seconds
+from mpsim.cost.gemm import gemm_seconds
+from mpsim.cost.work import Floats
+from mpsim.spec.cluster import PRECISION_BYTES, DeviceSpec
+from mpsim.spec.profile import GemmFit, Profile
+from mpsim.workload.layers import Kernel
+
+FALLBACK = {
+    "nvfp4": "mxfp8",
+    "mxfp8": "fp8",
+    "fp8": "bf16",
+    "bf16": "fp16",
+    "fp16": "bf16",
+    "tf32": "fp32",
+    "fp32": "tf32",
+}
+"""Precision that stands in where a data sheet or a profile lacks one: the next wider format of the
+same unit; fp16 and bf16 run at one rate on every tensor core since Ampere (NVIDIA A100 white
+paper), and a device without fp8 units computes such products in 16 bits."""
+
+
+def nearest_precision(precision: str, known: Mapping[str, object]) -> str:
+    """The precision itself, or the one that stands in for it; any, where none of the chain does.
+
+    >>> nearest_precision("mxfp8", {"bf16": 1, "fp8": 2}), nearest_precision("fp8", {"fp32": 1})
+    ('fp8', 'fp32')
+    """
+    tried = set()
+    while precision not in known and precision not in tried:
+        tried.add(precision)
+        precision = FALLBACK.get(precision, precision)
+    return precision if precision in known else next(iter(known))
+
+
+def peak_rate(device: DeviceSpec, precision: str) -> float:
+    """Dense peak rate of matrix products, FLOP/s, of the precision or of its stand-in."""
+    peaks: Mapping[str, float] = {**device.peak}
+    return peaks[nearest_precision(precision, peaks)]
+
+
+def gemm_fit(profile: Profile, precision: str) -> GemmFit:
+    """Parameters of matrix products of the precision, or of its stand-in."""
+    fits: Mapping[str, GemmFit] = {**profile.gemm}
+    return fits[nearest_precision(precision, fits)]
+
+
+def kernel_seconds(
+    kernels: Sequence[Kernel],
+    profile: Profile,
+    device: DeviceSpec,
+    *,
+    sustained: bool = True,
+    with_cast: bool = False,
+) -> Floats:
+    """Device seconds of one launch of each kernel (``count`` is the caller's to multiply by).
+
+    Matrix products by ``cost/gemm.py``, fused attention by ``cost/attention.py``, anything else
+
+        floor + bytes / (bandwidth_fraction x bandwidth), at least FLOPs / vector peak
+
+    Host time of launches is not counted: see ``profile.launch``.
+
+    Args:
+        kernels: Any kernels, K of them.
+        profile: Shares and floors.
+        device: Data sheet that the shares are of; it may be another device than the profile's.
+        sustained: Whether matrix products run at the clock of a long run, not of a benchmark.
+        with_cast: Whether products in 8 bits include scaling and casting the first operand.
+
+    Returns:
+        Seconds, (K,).
+    """
+    seconds: Floats = np.zeros(len(kernels))
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        kind = kernel.kind if kernel.shape else "memory"
+        groups.setdefault((kind, kernel.precision if kind == "gemm" else ""), []).append(index)
+    for (kind, precision), indices in groups.items():
+        members = [kernels[index] for index in indices]
+        if kind == "gemm":
+            seconds[indices] = _gemms(members, precision, profile, device, sustained, with_cast)
+        elif kind == "attention":
+            seconds[indices] = _attentions(members, profile, device, sustained)
+        else:
+            seconds[indices] = _memory_bound(members, profile, device)
+    return seconds
+
+
+def _gemms(
+    kernels: Sequence[Kernel],
+    precision: str,
+    profile: Profile,
+    device: DeviceSpec,
+    sustained: bool,
+    with_cast: bool,
+) -> Floats:
+    """Seconds of matrix products of one precision."""
+    return gemm_seconds(
+        np.array([kernel.shape for kernel in kernels], float),
+        gemm_fit(profile, precision),
+        peak=peak_rate(device, precision),
+        bandwidth=device.memory_bandwidth,
+        multiprocessors=_multiprocessors(profile, device),
+        element=PRECISION_BYTES[precision],
+        clock=_clock(profile, precision) if sustained else 1.0,
+        with_cast=with_cast,
+    )
+
+
+def _attentions(
+    kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, sustained: bool
+) -> Floats:
+    """Seconds of fused attention, which runs in 16 bits."""
+    return attention_seconds(
+        np.array([kernel.shape for kernel in kernels], float),
+        np.array([kernel.causal for kernel in kernels]),
+        np.array([kernel.backward for kernel in kernels]),
+        profile.attention,
+        peak=peak_rate(device, "bf16"),
+        bandwidth=device.memory_bandwidth,
+        multiprocessors=_multiprocessors(profile, device),
+        clock=_clock(profile, "bf16") if sustained else 1.0,
+    )
+
+
+def _memory_bound(kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec) -> Floats:
+    """Seconds of kernels that stream through memory; vector FLOPs only as a lower bound."""
+    nbytes = np.array([kernel.nbytes for kernel in kernels], float)
+    flops = np.array([kernel.flops for kernel in kernels], float)
+    rate = profile.memory.bandwidth_fraction * device.memory_bandwidth
+    vector = device.vector_peak or peak_rate(device, "fp32")
+    return np.maximum(profile.memory.floor + nbytes / rate, flops / vector)
+
+
+def _multiprocessors(profile: Profile, device: DeviceSpec) -> float:
+    """Those of the device, or of the profile's where its sheet does not say."""
+    return float(device.multiprocessors or profile.sheet.multiprocessors)
+
+
+def _clock(profile: Profile, precision: str) -> float:
+    """Sustained rate over that of a short benchmark."""
+    shares: Mapping[str, float] = {**profile.sustained}
+    return shares[nearest_precision(precision, shares)] if shares else 1.0
