@@ -48,13 +48,14 @@ class ScheduleError(MpsimError):
     Attributes:
         what: What is wrong.
         grid: The order as text with a mark on the offending op; empty if no op is to blame.
+        ops: Entries of the order that are to blame, by index; empty if none is.
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, grid: str = "") -> None:
+    def __init__(self, what: str, grid: str = "", ops: Sequence[int] = ()) -> None:
         """Keep the complaint and the marked grid; the text is both."""
-        self.what, self.grid = what, grid
+        self.what, self.grid, self.ops = what, grid, tuple(ops)
         super().__init__(f"{what}\n{grid}" if grid else what)
 
 

@@ -1,0 +1,240 @@
+"""Which op needs what from which device, and the transfers that carry it.
+
+How transfers run (``p2p``): the model of the closed forms, and three ways of real systems.
+
+- ``latency``: a transfer begins when its producer has ended; any number may be under way.
+- ``async``: a transfer begins when its producer has ended and its directed channel is free; it
+  blocks no compute; the consumer waits for its own input alone (Megatron with overlapped p2p,
+  torch's runtime).
+- ``batched``: between two compute ops of a device lies one group, the sends of the first and the
+  receives of the second. The device waits for the whole group, and a transfer begins when both
+  ends have come to it (rendezvous). With one stage on each device a send and a receive of the same
+  direction are two groups, the send first, as in Megatron's warm-up and cool-down.
+- ``serial``: as batched, but one transfer after the other: devices with an odd index send first,
+  those with an even one receive first (SimuMax); of one direction with one stage on each device,
+  every device sends first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mpsim.errors import ScheduleError
+from mpsim.schedule.ops import Ints, Kind, Op, Order
+from mpsim.schedule.topology import Edges
+
+P2P = Literal["latency", "async", "batched", "serial"]
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An order whose entries have become compute ops. Letters: N entries, P devices.
+
+    Inputs are waited for by the first op of an entry, or of the fused block that it is in; outputs
+    leave at the end of the last.
+    """
+
+    order: Order
+    device: Ints  # (N,)
+    enter: Ints  # (N,) compute op that waits for the inputs
+    leave: Ints  # (N,) compute op at whose end the outputs leave
+    starts: Ints  # (P + 1,) compute ops of device d are starts[d] : starts[d + 1]
+
+
+class Needs(NamedTuple):
+    """Which entry takes its input from which. Letter: E pairs of entries."""
+
+    consumer: Ints  # (E,)
+    producer: Ints  # (E,)
+
+
+def _name(order: Order, entry: int) -> str:
+    kind = Kind(int(order.kind[entry]))
+    return str(
+        Op(int(order.stage[entry]), kind, int(order.microbatch[entry]), int(order.slice[entry]))
+    )
+
+
+def _checked(order: Order, what: str, *, consumer: Ints, producer: Ints) -> Needs:
+    """The pairs; a producer that no device runs is an error."""
+    absent = np.flatnonzero(producer < 0)
+    if len(absent):
+        entry = int(consumer[absent[0]])
+        raise ScheduleError(
+            f"{_name(order, entry)} needs {what}, which no device runs", ops=[entry]
+        )
+    return Needs(consumer, producer)
+
+
+def _positions(order: Order, key: Ints, entries: Ints) -> Ints:
+    """Entry of each (stage, microbatch, slice); -1: none."""
+    size = order.num_stages * order.num_microbatches * order.num_slices
+    position = np.full(size, -1, np.int32)
+    position[key[entries]] = entries
+    if np.count_nonzero(position >= 0) < len(entries):
+        last = position[key[entries]]
+        entry = int(entries[last != entries][0])
+        raise ScheduleError(f"{_name(order, entry)} stands twice in the order", ops=[entry])
+    return position
+
+
+def _own(order: Order, kind: str, *, consumer: Ints, producer: Ints) -> Needs:
+    """As ``_checked``, and both on one device: their activations do not travel."""
+    needs = _checked(order, f"its own {kind}", consumer=consumer, producer=producer)
+    device = order.device
+    apart = np.flatnonzero(device[consumer] != device[producer])
+    if len(apart):
+        entry = int(consumer[apart[0]])
+        raise ScheduleError(
+            f"{_name(order, entry)} is on device {device[entry]}, but its own {kind} is on "
+            f"device {device[producer[apart[0]]]}",
+            ops=[entry],
+        )
+    return needs
+
+
+def data_needs(order: Order) -> list[Needs]:
+    """What each compute op needs: the first element crosses stages, the others stay on a device.
+
+    - ``F`` of a stage needs ``F`` of the stage before; ``B`` and ``I`` need those of the stage
+      after, and their own ``F``; ``W`` needs its own ``I``;
+    - of a sequence in slices, ``F`` needs the slice before and ``B`` the slice after (the
+      gradients of its keys and values).
+
+    Raises:
+        ScheduleError: If an op is missing, stands twice, or is not where its own forward is.
+    """
+    slices, per_stage = order.num_slices, order.num_microbatches * order.num_slices
+    cut = np.maximum(order.slice, 0) if slices > 1 else 0
+    key = (order.stage * order.num_microbatches + order.microbatch) * slices + cut
+    forward = np.flatnonzero(order.kind == Kind.F)
+    backward = np.flatnonzero((order.kind == Kind.B) | (order.kind == Kind.I))
+    weight = np.flatnonzero(order.kind == Kind.W)
+    at_forward = _positions(order, key, forward)
+    at_backward = _positions(order, key, backward)
+    fed = forward[order.stage[forward] > 0]
+    graded = backward[order.stage[backward] < order.num_stages - 1]
+    inputs = _checked(
+        order,
+        "the forward of the stage before",
+        consumer=fed,
+        producer=at_forward[key[fed] - per_stage],
+    )
+    gradients = _checked(
+        order,
+        "the backward of the stage after",
+        consumer=graded,
+        producer=at_backward[key[graded] + per_stage],
+    )
+    needs = [Needs(*(np.concatenate(pair) for pair in zip(inputs, gradients, strict=True)))]
+    needs.append(_own(order, "forward", consumer=backward, producer=at_forward[key[backward]]))
+    if len(weight):
+        _positions(order, key, weight)
+        needs.append(_own(order, "backward", consumer=weight, producer=at_backward[key[weight]]))
+    if slices > 1:
+        later = forward[order.slice[forward] > 0]
+        needs.append(
+            _own(order, "slice before", consumer=later, producer=at_forward[key[later] - 1])
+        )
+        earlier = backward[order.slice[backward] < slices - 1]
+        needs.append(
+            _own(order, "slice after", consumer=earlier, producer=at_backward[key[earlier] + 1])
+        )
+    return needs
+
+
+def local_edges(placed: Placed, needs: list[Needs]) -> Edges:
+    """Edges of needs within a device: only those that its stream does not keep by itself.
+
+    What is left is a producer that stands after its consumer, hence a deadlock to be reported.
+    """
+    after, before = [], []
+    for consumer, producer in needs:
+        waits, ends = placed.enter[consumer], placed.leave[producer]
+        late = (ends >= waits) & (placed.device[consumer] == placed.device[producer])
+        after.append(waits[late])
+        before.append(ends[late])
+    return Edges(np.concatenate(after), np.concatenate(before))
+
+
+def transfers(placed: Placed, needs: Needs) -> Needs:
+    """The needs that cross devices, in the order in which their producers stand."""
+    order = placed.order
+    apart = placed.device[needs.consumer] != placed.device[needs.producer]
+    consumer_of = np.full(len(order.kind), -1, np.int32)
+    consumer_of[needs.producer[apart]] = needs.consumer[apart]
+    producer = np.flatnonzero(consumer_of >= 0)
+    return Needs(consumer_of[producer], producer)
+
+
+def async_edges(placed: Placed, moved: Needs, first: int) -> list[Edges]:
+    """Waits of streams: transfers, numbered from ``first``, for producers; consumers for them."""
+    transfer_of = np.full(len(placed.order.kind), -1, np.int32)
+    transfer_of[moved.consumer] = np.arange(first, first + len(moved.consumer), dtype=np.int32)
+    fed = np.flatnonzero(transfer_of >= 0)
+    ids = transfer_of[moved.consumer]
+    return [Edges(placed.enter[fed], transfer_of[fed]), Edges(ids, placed.leave[moved.producer])]
+
+
+def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list[Edges]:
+    """Waits of blocking transfers (``batched``, ``serial``), numbered from ``first``.
+
+    Gap g of device d lies before its compute op g - d and after op g - d - 1. Each transfer takes
+    part in two gaps, in that of its sender and in that of its receiver, in one of their phases: it
+    waits for the phase before it in both, or for the op before the gap. The op after the gap waits
+    for all.
+    """
+    order, count = placed.order, len(moved.consumer)
+    sender, receiver = placed.device[moved.producer], placed.device[moved.consumer]
+    sending = placed.leave[moved.producer] + 1 + sender
+    receiving = placed.enter[moved.consumer] + receiver
+    gap = np.concatenate([sending, receiving])
+    device = np.concatenate([sender, receiver])
+    transfer = np.tile(np.arange(first, first + count, dtype=np.int32), 2)
+    receives = np.repeat([False, True], count)
+    is_forward = np.tile(order.kind[moved.producer] == Kind.F, 2)
+    phase = _phases(gap, device, receives=receives, is_forward=is_forward, placed=placed, p2p=p2p)
+    by_gap = np.lexsort((transfer, phase, gap))
+    gap, phase, device, transfer = gap[by_gap], phase[by_gap], device[by_gap], transfer[by_gap]
+    has_before = gap > placed.starts[device] + device
+    has_after = gap < placed.starts[device + 1] + device
+    opens = has_before & (phase == 0)
+    edges = [
+        Edges(gap[has_after] - device[has_after], transfer[has_after]),
+        Edges(transfer[opens], gap[opens] - device[opens] - 1),
+    ]
+    for back in range(1, 4):  # at most two sends and two receives meet in a gap
+        same = (gap[back:] == gap[:-back]) & (phase[back:] == phase[:-back] + 1)
+        edges.append(Edges(transfer[back:][same], transfer[:-back][same]))
+    return edges
+
+
+def _phases(
+    gap: Ints, device: Ints, *, receives: Ints, is_forward: Ints, placed: Placed, p2p: P2P
+) -> Ints:
+    """When in its gap each transfer has its turn: 0, 1, …"""
+    order = placed.order
+    num_gaps = int(placed.starts[-1]) + order.num_devices
+    single = order.num_stages == order.num_devices and order.weight_copies == 1
+    sends_forward = np.zeros((num_gaps, 2), np.bool_)  # by gap: sends one; receives one
+    sends_backward = np.zeros((num_gaps, 2), np.bool_)
+    side = receives.astype(np.int8)
+    sends_forward[gap[is_forward], side[is_forward]] = True
+    sends_backward[gap[~is_forward], side[~is_forward]] = True
+    one_way = (sends_forward.all(axis=1) | sends_backward.all(axis=1)) & single
+    if p2p == "batched":
+        both = one_way[gap]
+        return np.where(both & receives, 1, 0)
+    receives_first = (device % 2 == 0) & ~one_way[gap]
+    second = receives != receives_first
+    by_turn = np.lexsort((second, gap))
+    new_gap = np.ones(len(gap), np.bool_)
+    new_gap[1:] = gap[by_turn][1:] != gap[by_turn][:-1]
+    index = np.arange(len(gap))
+    turn = index - np.maximum.accumulate(np.where(new_gap, index, 0))
+    phase = np.empty(len(gap), np.int64)
+    phase[by_turn] = turn
+    return phase
