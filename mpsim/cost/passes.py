@@ -1,0 +1,154 @@
+"""How long the passes of a layer take: kernels, host launches, exchanges, by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mpsim.cost.collectives import collective_seconds
+from mpsim.cost.compute import kernel_seconds
+from mpsim.cost.overlap import overlapped
+from mpsim.cost.topology import group_of
+from mpsim.spec.cluster import ClusterSpec
+from mpsim.spec.plan import PlanSpec, TrainingSpec
+from mpsim.spec.profile import LinkFit, Profile
+from mpsim.workload.layers import Exchange, Kernel, Layer
+
+COMPUTE, LAUNCH, UPDATE = "compute", "launch", "update"
+"""Parts of an op in which its device computes, or waits for its host to launch."""
+
+Parts = Mapping[str, float]
+"""Seconds by part: compute, launch, update, and exchanges such as ``tensor exchange``."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything that kernel and collective times depend on, apart from the work."""
+
+    cluster: ClusterSpec
+    plan: PlanSpec
+    training: TrainingSpec
+    profile: Profile
+    network_fit: LinkFit | None = None
+
+    def exchange_seconds(self, op: str, axis: str, nbytes: float) -> float:
+        """Seconds of a collective along an axis of the plan.
+
+        Devices that share one uplink divide its bandwidth while all of them exchange.
+        """
+        node = self.cluster.node
+        group = group_of(axis, self.plan, node.devices)
+        link = node.link
+        if node.shared_uplink and group.inside > 1:
+            shared = link.bandwidth / group.inside
+            link = link.model_copy(update={"bandwidth": shared})
+        seconds = collective_seconds(
+            op,
+            nbytes,
+            group=group.inside,
+            link=link,
+            fit=None if node.shared_uplink else self._link_fit(),
+            nodes=group.nodes,
+            network=self.cluster.network,
+            network_fit=self.network_fit,
+        )
+        return float(seconds)
+
+    def _link_fit(self) -> LinkFit | None:
+        """Fitted factors, where the cluster's link is the one that they were fitted on."""
+        fit = self.profile.link
+        if fit is None or self.cluster.node.link.kind == "loopback":
+            return fit
+        same = abs(self.cluster.node.link.bandwidth / fit.bandwidth - 1) < 0.25
+        return fit if same else None
+
+    @property
+    def host_seconds_per_launch(self) -> float:
+        """Host time to launch one kernel: the driver's and the framework's share."""
+        return self.profile.launch.host + self.profile.launch.dispatch
+
+
+@dataclass(frozen=True)
+class LayerSeconds:
+    """Seconds of the passes of one layer for one microbatch, by part."""
+
+    forward: Parts
+    backward_input: Parts
+    backward_weight: Parts
+
+
+@dataclass
+class _Tally:
+    """Seconds of one pass, added up step by step."""
+
+    device: float = 0.0
+    host: float = 0.0
+    exchanges: dict[str, float] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, float]:
+        """By part; the host counts where it is slower than the device and the exchanges."""
+        shown = {COMPUTE: self.device, **self.exchanges}
+        late = self.host - sum(shown.values())
+        return {**shown, LAUNCH: late} if late > 0 else shown
+
+
+def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerSeconds]:
+    """Seconds of each distinct layer by its ``id``; all kernels are timed in one call.
+
+    A pass runs its kernels one after the other. The host launches ahead of the device, so a pass
+    lasts as long as the slower of the two. An exchange that may run beside a kernel costs what the
+    pair takes beyond the kernel alone.
+    """
+    distinct = {id(layer): layer for layer in layers}
+    passes = [
+        steps
+        for layer in distinct.values()
+        for steps in (layer.forward, layer.backward_input, layer.backward_weight)
+    ]
+    kernels = list({s: None for steps in passes for s in steps if isinstance(s, Kernel)})
+    timed = kernel_seconds(kernels, machine.profile, machine.cluster.device)
+    seconds = dict(zip(kernels, timed.tolist(), strict=True))
+    parts = [_pass(steps, seconds, machine) for steps in passes]
+    return {
+        key: LayerSeconds(*parts[3 * index : 3 * index + 3]) for index, key in enumerate(distinct)
+    }
+
+
+def _pass(
+    steps: Sequence[Kernel | Exchange], seconds: Mapping[Kernel, float], machine: Machine
+) -> dict[str, float]:
+    """Seconds of one pass by part."""
+    tally = _Tally()
+    named: dict[str, float] = {}
+    for step in steps:
+        if isinstance(step, Kernel):
+            whole = seconds[step] * step.count
+            named[step.name] = named.get(step.name, 0.0) + whole
+            tally.device += whole
+            tally.host += step.count * machine.host_seconds_per_launch
+    for step in steps:
+        if isinstance(step, Exchange):
+            whole = step.count * machine.exchange_seconds(step.op, step.axis, step.nbytes)
+            beside = named.get(step.beside, 0.0)
+            cost = overlapped(beside, whole) - beside if beside else whole
+            name = f"{step.axis.replace('_', ' ')} exchange"
+            tally.exchanges[name] = tally.exchanges.get(name, 0.0) + cost
+    return tally.parts()
+
+
+def add(*parts: Parts) -> dict[str, float]:
+    """Seconds by part, summed.
+
+    >>> add({"compute": 1.0}, {"compute": 2.0, "launch": 0.5})
+    {'compute': 3.0, 'launch': 0.5}
+    """
+    total: dict[str, float] = {}
+    for one in parts:
+        for name, seconds in one.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+def scale(parts: Parts, factor: float) -> dict[str, float]:
+    """Seconds by part, times a factor."""
+    return {name: seconds * factor for name, seconds in parts.items()}

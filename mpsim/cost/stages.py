@@ -1,0 +1,216 @@
+"""How long the ops of a stage take: its layers, with sharded parameters gathered around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mpsim.cost.overlap import overlapped
+from mpsim.cost.passes import (
+    UPDATE,
+    LayerSeconds,
+    Machine,
+    Parts,
+    add,
+    layer_seconds,
+)
+from mpsim.workload.layers import Layer
+
+TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
+"""Bytes of a stored number."""
+
+_INDEX_BYTES = 4.0
+"""Bytes of the index that goes with each entry of a top-k gradient."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Seconds of the ops of one stage on one device, for one microbatch or one step."""
+
+    forward: Parts
+    backward_input: Parts
+    backward_weight: Parts
+    output_nbytes: float  # B that the next stage receives for a microbatch
+    reduce: float  # s of the gradient exchange after the last backward; 0 if none
+    gather: float  # s of gathering updated parameters
+    update: Parts  # s of the optimizer
+    reduce_nbytes: float  # B of gradients exchanged by one device
+    gather_nbytes: float  # B of parameters gathered by one device
+
+
+def stage_costs(stages: Sequence[Sequence[Layer]], machine: Machine) -> list[StageCost]:
+    """The cost of each stage.
+
+    Args:
+        stages: The layers of each stage, as one device holds them.
+        machine: Cluster, plan, training, profile.
+    """
+    timed = layer_seconds((layer for stage in stages for layer in stage), machine)
+    return [_stage_cost(stage, timed, machine) for stage in stages]
+
+
+def _stage_cost(
+    layers: Sequence[Layer], timed: Mapping[int, LayerSeconds], machine: Machine
+) -> StageCost:
+    """The cost of one stage."""
+    seconds = [timed[id(layer)] for layer in layers]
+    forward = add(*(one.forward for one in seconds))
+    backward_input = add(*(one.backward_input for one in seconds))
+    backward_weight = add(*(one.backward_weight for one in seconds))
+    if machine.plan.zero == 3 and machine.plan.data * machine.plan.context > 1:
+        forward = add(forward, _gathered_forward(layers, seconds, machine))
+        backward_input = add(backward_input, _gathered_backward(layers, seconds, machine))
+    dense = sum(layer.parameters - layer.expert_parameters for layer in layers)
+    experts = sum(layer.expert_parameters for layer in layers)
+    exchanged = gradient_nbytes(dense, machine)
+    return StageCost(
+        forward=forward,
+        backward_input=backward_input,
+        backward_weight=backward_weight,
+        output_nbytes=layers[-1].output_nbytes if layers else 0.0,
+        reduce=_reduce_seconds(dense, experts, machine),
+        gather=_gather_seconds(dense, experts, machine),
+        update={UPDATE: update_seconds(dense, experts, machine)},
+        reduce_nbytes=exchanged if machine.plan.zero < 3 else 0.0,
+        gather_nbytes=_stored(dense, machine) if 0 < machine.plan.zero < 3 else 0.0,
+    )
+
+
+def _stored(parameters: float, machine: Machine) -> float:
+    """Bytes of parameters as they are stored."""
+    return parameters * TYPE_BYTES[machine.training.stored_type]
+
+
+def gradient_nbytes(parameters: float, machine: Machine) -> float:
+    """Bytes of the gradients of some parameters on the wire, compression included."""
+    training, compression = machine.training, machine.plan.compression
+    kind = compression.type or training.gradient_type or training.stored_type
+    if compression.top_k is None:
+        return parameters * TYPE_BYTES[kind]
+    return parameters * compression.top_k * (TYPE_BYTES[kind] + _INDEX_BYTES)
+
+
+def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
+    """Seconds of the gradient exchange of a stage over its replicas, all buckets together.
+
+    All-reduce without sharding, reduce-scatter with it. Top-k gradients differ in their places on
+    each replica and are gathered, not summed: n times the kept entries arrive. Within ZeRO-3 the
+    exchange is part of each backward pass.
+    """
+    plan = machine.plan
+    if plan.zero == 3:
+        return 0.0
+    total = 0.0
+    for parameters, axis in ((dense, "data"), (experts, "expert_data")):
+        nbytes = gradient_nbytes(parameters, machine)
+        if plan.compression.top_k is not None:
+            replicas = plan.data * plan.context
+            total += machine.exchange_seconds("all_gather", axis, nbytes * replicas)
+        else:
+            op = "all_reduce" if plan.zero == 0 else "reduce_scatter"
+            total += machine.exchange_seconds(op, axis, nbytes)
+    return total
+
+
+def _gather_seconds(dense: float, experts: float, machine: Machine) -> float:
+    """Seconds of gathering the updated parameters of ZeRO-1 and -2."""
+    if machine.plan.zero not in (1, 2):
+        return 0.0
+    return machine.exchange_seconds(
+        "all_gather", "data", _stored(dense, machine)
+    ) + machine.exchange_seconds("all_gather", "expert_data", _stored(experts, machine))
+
+
+def _gathers(layers: Sequence[Layer], machine: Machine) -> list[float]:
+    """Seconds of gathering each layer's parameters (ZeRO-3)."""
+    found: dict[int, float] = {}
+    for layer in layers:
+        if id(layer) not in found:
+            nbytes = _stored(layer.parameters, machine)
+            found[id(layer)] = machine.exchange_seconds("all_gather", "shard", nbytes)
+    return [found[id(layer)] for layer in layers]
+
+
+def _scatters(layers: Sequence[Layer], machine: Machine) -> list[float]:
+    """Seconds of scattering each layer's summed gradients (ZeRO-3), over all replicas."""
+    found: dict[int, float] = {}
+    for layer in layers:
+        if id(layer) not in found:
+            nbytes = gradient_nbytes(layer.parameters, machine)
+            shard = machine.exchange_seconds("reduce_scatter", "shard", nbytes)
+            group = machine.plan.zero_group or machine.plan.data * machine.plan.context
+            rest = machine.exchange_seconds("all_reduce", "shard_replicas", nbytes / group)
+            found[id(layer)] = shard + rest
+    return [found[id(layer)] for layer in layers]
+
+
+def _gathered_forward(
+    layers: Sequence[Layer], seconds: Sequence[LayerSeconds], machine: Machine
+) -> dict[str, float]:
+    """What gathering parameters adds to a forward pass: the first, and each next beside a layer."""
+    gathers = _gathers(layers, machine)
+    compute = [sum(one.forward.values()) for one in seconds]
+    return {"parameter gather": _exposed(compute, gathers, machine)}
+
+
+def _gathered_backward(
+    layers: Sequence[Layer], seconds: Sequence[LayerSeconds], machine: Machine
+) -> dict[str, float]:
+    """What gathering parameters again and scattering gradients adds to a backward pass.
+
+    From the last layer to the first: beside a layer's backward the layer before it is gathered and
+    the gradients of the layer after it are scattered.
+    """
+    gathers, scatters = _gathers(layers, machine)[::-1], _scatters(layers, machine)[::-1]
+    compute = [
+        sum(one.backward_input.values()) + sum(one.backward_weight.values()) for one in seconds
+    ][::-1]
+    beside = [g + s for g, s in zip([*gathers[1:], 0.0], [0.0, *scatters[:-1]], strict=True)]
+    if not machine.plan.overlap_data:
+        return {"parameter gather": sum(gathers), "gradient exchange": sum(scatters)}
+    both = sum(overlapped(c, x) - c for c, x in zip(compute, beside, strict=True))
+    whole = gathers[0] + scatters[-1] + both
+    share = sum(gathers) / max(sum(gathers) + sum(scatters), 1e-30)
+    return {"parameter gather": whole * share, "gradient exchange": whole * (1 - share)}
+
+
+def _exposed(compute: Sequence[float], exchanges: Sequence[float], machine: Machine) -> float:
+    """Seconds that exchanges add when each runs beside the compute before it."""
+    if not machine.plan.overlap_data:
+        return sum(exchanges)
+    following = [*exchanges[1:], 0.0]
+    return exchanges[0] + sum(
+        overlapped(c, x) - c for c, x in zip(compute, following, strict=True)
+    )
+
+
+def update_seconds(dense: float, experts: float, machine: Machine) -> float:
+    """Seconds of the optimizer's update on one device: bytes over memory bandwidth.
+
+    Each updated parameter reads its gradient, reads and writes its fp32 master (or itself) and each
+    kept number of state, and writes the stored parameter. Clipping reads the gradients once more.
+    """
+    training, plan = machine.training, machine.plan
+    shard = plan.zero_group or plan.data * plan.context if plan.zero else 1
+    replicas = max(1, plan.data * plan.context * plan.tensor // plan.expert) if plan.zero else 1
+    parameters = dense / shard + experts / min(shard, replicas)
+    stored = TYPE_BYTES[training.stored_type]
+    gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
+    states = {"sgd": 0, "momentum": 1, "adam": 2, "adafactor": 0}[training.optimizer]
+    state = 2 * states * TYPE_BYTES[training.state_type]
+    weight = 2 * 4.0 + stored if training.keeps_master_weights else 2 * stored
+    nbytes = parameters * (gradient + state + weight)
+    if training.gradient_clipping:
+        nbytes += (dense + experts) * gradient
+    memory = machine.profile.memory
+    rate = memory.bandwidth_fraction * machine.cluster.device.memory_bandwidth
+    return memory.floor + nbytes / rate
+
+
+def microbatch_seconds(cost: StageCost) -> float:
+    """Seconds of a stage's forward and backward passes of one microbatch."""
+    return sum(map(_total, (cost.forward, cost.backward_input, cost.backward_weight)))
+
+
+def _total(parts: Parts) -> float:
+    return sum(parts.values())
