@@ -11,30 +11,31 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mpsim.errors import ScenarioError
 from mpsim.spec.reader import build
 from mpsim.spec.scenario import Scenario
-from mpsim.spec.zoo import load_entry
+from mpsim.validation.generation import (
+    Framework,
+    attention_of,
+    framework_of,
+    supported_precision,
+)
 from mpsim.validation.machine import cluster_tree
 from mpsim.validation.records import Record
 
 Tree = dict[str, Any]
-Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
 
 _DROPOUT = 0.1
 """Dropout of GPT-2 and GPT-3 style models in Megatron (arguments.py: --attention-dropout,
 --hidden-dropout default 0.1); Llama style models have none."""
 _GPT2_VOCAB = 50257
 """Byte-pair vocabulary of GPT-2 (Radford et al. 2019), which Megatron pads to 128 x tensor."""
-_SHORT_TYPES = ("fp8", "mxfp8", "nvfp4")
 _SCHEDULES = {"zb_1p": "zb_auto", "zb_2p": "zb_auto", "none": "1f1b"}
 """Names of records → names of orders; 1p and 2p are the searched schedule under a memory limit of
 one and two times that of 1F1B (arXiv:2401.10241)."""
 _OPTIMIZERS = {"adam": "adam", "adamw": "adam", "sgd": "sgd", "adafactor": "adafactor"}
-_WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
-"""What a device without units for a format computes it in."""
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
 
 
@@ -99,41 +100,6 @@ def _is_open(record: Record, path: str) -> bool:
     """Whether the record has no value at a path."""
     part, name = path.split(".")
     return getattr(getattr(record, part), name) is None
-
-
-def framework_of(record: Record) -> Framework:
-    """Which generation of software the run used, by what the record says of its kernels.
-
-    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP; a stated
-    compiler without model parallelism is plain torch; all else is Megatron of today.
-    """
-    plan = record.plan
-    if attention_of(record) == "math":
-        return "legacy_megatron"
-    if (plan.zero or 0) >= 2:
-        return "fsdp"
-    single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
-    return "torch" if plan.compiled is not None and single and not plan.zero else "megatron"
-
-
-def attention_of(record: Record) -> Literal["flash", "math"]:
-    """The attention kernel; where it is not stated, flash with bf16 and shorter types.
-
-    Runs in fp16, fp32 and tf32 are of code from before fused attention.
-    """
-    if record.plan.attention:
-        return record.plan.attention
-    return "flash" if precision_of(record) in ("bf16", *_SHORT_TYPES) else "math"
-
-
-def precision_of(record: Record) -> str:
-    """The precision; where it is not stated, the last one named in its clause of the notes."""
-    if record.plan.precision:
-        return record.plan.precision
-    clause = record.notes.partition("precision:")[2].partition("source gaps")[0].lower()
-    named = re.findall(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b", clause)
-    # "fp32 peak, so probably tf32" names the guess last
-    return named[-1] if named else "bf16"
 
 
 def _degrees(record: Record, notes: Assumptions) -> dict[str, int]:
@@ -352,21 +318,12 @@ def _recompute(record: Record, notes: Assumptions, pipeline: int) -> Tree:
     return tree
 
 
-def _supported(record: Record, device: str) -> str:
-    """The precision, in the next wider form that the device has units for."""
-    peak = load_entry("devices", device)["peak"]
-    precision = precision_of(record)
-    while precision not in peak and precision in _WIDER:
-        precision = _WIDER[precision]
-    return precision
-
-
 def _training(
     record: Record, framework: Framework, device: str, degrees: Tree, notes: Assumptions
 ) -> Tree:
     """The training part."""
     training, plan = record.training, record.plan
-    precision = _supported(record, device)
+    precision = supported_precision(record, device)
     if plan.precision != precision:
         notes.texts.append(f"training.precision = {precision}")
     micro = notes.default("training.microbatch", training.microbatch, 1)

@@ -1,0 +1,64 @@
+"""Which generation of software a measured run used, from what its record says of the kernels.
+
+Three generations behave differently on the same plan: Megatron of 2020 to 2022 (unfused attention,
+fp16, nothing hidden behind compute), Megatron of today (fused kernels, sharded optimizer), and
+PyTorch's FSDP. No rule here looks at the source of a record.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from mpsim.spec.zoo import load_entry
+from mpsim.validation.records import Record
+
+Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
+
+_FUSED_ATTENTION_TYPES = ("bf16", "fp8", "mxfp8", "nvfp4")
+_WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
+"""What a device without units for a format computes it in."""
+
+
+def framework_of(record: Record) -> Framework:
+    """Which generation of software the run used, by what the record says of its kernels.
+
+    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP; a stated
+    compiler without model parallelism is plain torch; all else is Megatron of today.
+    """
+    plan = record.plan
+    if attention_of(record) == "math":
+        return "legacy_megatron"
+    if (plan.zero or 0) >= 2:
+        return "fsdp"
+    single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
+    return "torch" if plan.compiled is not None and single and not plan.zero else "megatron"
+
+
+def attention_of(record: Record) -> Literal["flash", "math"]:
+    """The attention kernel; where it is not stated, flash with bf16 and shorter types.
+
+    Runs in fp16, fp32 and tf32 are of code from before fused attention.
+    """
+    if record.plan.attention:
+        return record.plan.attention
+    return "flash" if precision_of(record) in _FUSED_ATTENTION_TYPES else "math"
+
+
+def precision_of(record: Record) -> str:
+    """The precision; where it is not stated, the last one named in its clause of the notes."""
+    if record.plan.precision:
+        return record.plan.precision
+    clause = record.notes.partition("precision:")[2].partition("source gaps")[0].lower()
+    named = re.findall(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b", clause)
+    # "fp32 peak, so probably tf32" names the guess last
+    return named[-1] if named else "bf16"
+
+
+def supported_precision(record: Record, device: str) -> str:
+    """The precision of a record, in the next wider form that the device has units for."""
+    peak = load_entry("devices", device)["peak"]
+    precision = precision_of(record)
+    while precision not in peak and precision in _WIDER:
+        precision = _WIDER[precision]
+    return precision

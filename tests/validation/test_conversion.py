@@ -1,0 +1,221 @@
+"""Measured runs as scenarios: what the record says stands, what it omits is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mpsim.errors import MpsimError, ScenarioError
+from mpsim.validation.conversion import to_scenario
+from mpsim.validation.generation import framework_of, precision_of
+from mpsim.validation.records import Record, read_records
+
+MODEL = {
+    "name": "m", "family": "gpt", "layers": 12, "hidden": 1024, "heads": 16, "vocab": 51200,
+    "tied_embeddings": True, "position": "learned", "bias": True, "gated_mlp": False,
+}  # fmt: skip
+CLUSTER = {
+    "device": "a100-sxm-80gb", "devices": 16, "devices_per_node": 8, "intra_node": "nvlink3",
+    "inter_node": "infiniband", "inter_node_gbit_s_per_device": 100.0,
+}  # fmt: skip
+PLAN = {
+    "tensor": 2, "pipeline": 2, "chunks": 1, "context": 1, "data": 4, "schedule": "1f1b",
+    "sequence_parallel": False, "zero": 1, "recompute": "full", "attention": "flash",
+    "overlap_data": True, "overlap_tensor": False, "precision": "bf16", "optimizer": "adam",
+    "expert_tensor": 1, "gradient_dtype": "fp32",
+}  # fmt: skip
+
+
+def record(**changes: dict[str, object]) -> Record:
+    """A full record with the given fields of its parts replaced."""
+    parts = {
+        "model": MODEL,
+        "cluster": CLUSTER,
+        "plan": PLAN,
+        "training": {"global_batch": 64, "microbatch": 2, "sequence": 1024},
+        "measured": {"step_time_s": 1.0},
+    }
+    tree = {name: {**part, **changes.pop(name, {})} for name, part in parts.items()}
+    return Record.model_validate({"id": "r", **tree, **changes})
+
+
+def test_a_full_record_needs_no_assumption_but_dropout():
+    expressed = to_scenario(record())
+    assert expressed.assumptions == ("model.dropout = 0.1",)
+    assert expressed.open == ()
+
+
+def test_what_the_record_states_stands_in_the_scenario():
+    scenario = to_scenario(record()).scenario
+    plan, training, cluster = scenario.plan, scenario.training, scenario.cluster
+    assert (plan.tensor, plan.pipeline, plan.data, plan.zero) == (2, 2, 4, 1)
+    assert (plan.recompute, plan.attention, plan.schedule) == ("full", "flash", "1f1b")
+    assert (training.global_batch, training.microbatch, training.sequence) == (64, 2, 1024)
+    assert (cluster.nodes, cluster.node.devices, cluster.device.name) == (2, 8, "a100-sxm-80gb")
+    assert cluster.network is not None
+    assert cluster.network.bandwidth == 100e9 / 8
+    assert scenario.microbatches == 8
+
+
+def test_each_generation_of_software_follows_from_its_kernels():
+    old = record(plan={"attention": None, "precision": "fp16"})
+    assert framework_of(old) == "legacy_megatron"
+    assert framework_of(record()) == "megatron"
+    assert framework_of(record(plan={"zero": 3})) == "fsdp"
+    alone = {"tensor": 1, "pipeline": 1, "data": 16, "zero": 0, "compiled": True}
+    assert framework_of(record(plan=alone)) == "torch"
+
+
+def test_the_source_of_a_record_changes_nothing():
+    first = to_scenario(record(source="vtrain_single")).scenario
+    second = to_scenario(record(source="somebody")).scenario
+    assert first == second
+
+
+def test_legacy_megatron_hides_nothing_and_sums_gradients_in_fp16():
+    old = {"attention": "math", "precision": "fp16", "overlap_data": None, "gradient_dtype": None}
+    expressed = to_scenario(record(plan=old))
+    plan, training = expressed.scenario.plan, expressed.scenario.training
+    assert not plan.overlap_data
+    assert plan.p2p == "batched"
+    assert training.gradient_type == "fp16"
+    assert training.keeps_master_weights
+    assert "plan.overlap_data = False" in expressed.assumptions
+
+
+def test_fsdp_keeps_fp32_parameters_without_a_master_copy():
+    alone = {"tensor": 1, "pipeline": 1, "data": 16, "zero": 3, "overlap_data": None}
+    expressed = to_scenario(record(plan=alone))
+    training = expressed.scenario.training
+    assert (training.parameter_type, training.keeps_master_weights) == ("fp32", False)
+    assert expressed.scenario.plan.overlap_data
+    assert not expressed.scenario.plan.fused
+
+
+def test_precision_is_read_from_the_guess_in_the_notes():
+    notes = "precision: not stated: implies more than the FP32 peak, so probably TF32; bf16 later"
+    assert precision_of(record(plan={"precision": None}, notes=notes)) == "bf16"
+    notes = "precision: mixed (not stated; fp16 in repo script); source gaps: precision, bf16"
+    assert precision_of(record(plan={"precision": None}, notes=notes)) == "fp16"
+    assert precision_of(record(plan={"precision": None})) == "bf16"
+
+
+def test_a_format_without_units_is_computed_in_the_next_wider_one():
+    expressed = to_scenario(record(cluster={"device": "v100-sxm-32gb"}, plan={"precision": "tf32"}))
+    assert expressed.scenario.training.precision == "fp32"
+    assert "training.precision = fp32" in expressed.assumptions
+
+
+def test_layers_that_do_not_divide_leave_room_for_embedding_and_head():
+    deep = {"pipeline": 4, "data": 2}
+    expressed = to_scenario(record(model={"layers": 14}, plan=deep))
+    assert expressed.scenario.plan.partition == [3, 4, 4, 3]
+    assert "plan.partition = [3, 4, 4, 3]" in expressed.assumptions
+
+
+def test_a_stage_may_hold_the_embedding_alone():
+    plan = {"pipeline": 2, "chunks": 2, "schedule": "interleaved_1f1b"}
+    stages = record(plan={**plan, "stage_layers": [0, 6, 6, 0]})
+    assert to_scenario(stages).scenario.plan.partition == [0, 6, 6, 0]
+
+
+def test_open_chunks_of_an_interleaved_schedule_are_the_fewest_that_divide():
+    plan = {"pipeline": 2, "chunks": None, "schedule": "interleaved_1f1b"}
+    expressed = to_scenario(record(model={"layers": 18}, plan=plan))
+    assert expressed.scenario.plan.chunks == 3
+    assert "plan.chunks" in expressed.open
+
+
+def test_open_degrees_fill_the_devices():
+    plan = {"tensor": None, "context": None, "data": None, "pipeline": 2}
+    expressed = to_scenario(record(plan=plan))
+    assert expressed.scenario.plan.devices == 16
+
+
+def test_replicas_beyond_the_batch_become_context():
+    plan = {"tensor": 1, "pipeline": 1, "data": 16}
+    batch = {"global_batch": 4, "microbatch": 1, "sequence": 1024}
+    scenario = to_scenario(record(plan=plan, training=batch)).scenario
+    assert (scenario.plan.data, scenario.plan.context) == (4, 4)
+
+
+def test_devices_that_do_not_fill_their_nodes_are_spread_evenly():
+    rack = {
+        "device": "gb200", "devices": 256, "devices_per_node": 72, "intra_node": "nvl72",
+    }  # fmt: skip
+    expressed = to_scenario(record(cluster=rack, plan={"data": 64}, training={"global_batch": 256}))
+    cluster = expressed.scenario.cluster
+    assert (cluster.nodes, cluster.node.devices) == (4, 64)
+    assert "cluster.node.devices = 64" in expressed.assumptions
+
+
+def test_mixed_devices_are_timed_on_the_slowest():
+    mix = {"device": "mixed", "device_note": "RTX 3090 + RTX 2080, see notes", "intra_node": None}
+    expressed = to_scenario(record(cluster=mix, plan={"precision": "fp16"}))
+    assert expressed.scenario.cluster.device.name == "rtx-2080"
+    assert "cluster.device = rtx-2080" in expressed.assumptions
+
+
+def test_partly_recomputed_layers_are_full_recomputation_of_some():
+    one_in_two = {"recompute": "selective", "recompute_modules": ["every_2nd_layer"]}
+    plan = to_scenario(record(plan=one_in_two)).scenario.plan
+    assert (plan.recompute, plan.recompute_layers) == ("full", 3)
+    blocks = {"recompute": "selective", "recompute_modules": ["transformer_layer:4_of_12"]}
+    plan = to_scenario(record(plan=blocks)).scenario.plan
+    assert (plan.recompute, plan.recompute_layers) == ("full", 2)
+
+
+def test_zero_bubble_names_are_the_searched_schedule_under_its_limit():
+    one = {"tensor": 1, "pipeline": 4, "data": 4}
+    plan = to_scenario(record(plan={**one, "schedule": "zb_1p"})).scenario.plan
+    assert (plan.schedule, plan.memory_limit, plan.step_barrier) == ("zb_auto", 4.0, False)
+    plan = to_scenario(record(plan={**one, "schedule": "zb_2p"})).scenario.plan
+    assert plan.memory_limit == 8.0
+
+
+def test_experts_and_latent_attention_are_carried_over():
+    model = {
+        "family": "mla", "ffn": 4096, "gated_mlp": True, "experts": 16, "experts_per_token": 2,
+        "expert_ffn": 512, "shared_expert_ffn": 512, "dense_layers": 1, "q_lora_rank": 256,
+        "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "mtp_layers": 1, "position": "rope", "bias": False,
+    }  # fmt: skip
+    built = to_scenario(record(model=model, plan={"expert": 4})).scenario
+    transformer = built.model
+    assert transformer.experts.count == 16
+    assert transformer.experts.shared_ffn == 512
+    assert transformer.latent_attention.kv_rank == 128
+    assert transformer.mtp_layers == 1
+    assert built.plan.expert == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"cluster": {"device": "a100-sxm-81gb"}}, "did you mean 'a100-sxm-80gb'"),
+        ({"model": {"family": "mamba_hybrid"}}, "model.family: 'mamba_hybrid' is no transformer"),
+        ({"plan": {"precision": "fp8"}}, "training.precision: a100-sxm-80gb has no fp8 rate"),
+        ({"cluster": {"device": "mixed", "device_note": "Foo 1"}}, "no device of the zoo"),
+    ],
+)
+def test_what_cannot_be_expressed_says_why(changes, what):
+    with pytest.raises(ScenarioError, match=what.replace("(", r"\(")):
+        to_scenario(record(**changes))
+
+
+def test_every_published_record_can_be_expressed(shared: Path):
+    records, _ = read_records([shared / "data" / "measured"])
+    refused = []
+    for item in records:
+        try:
+            to_scenario(item)
+        except MpsimError as error:
+            refused.append(f"{item.id}: {error}")
+    assert refused == []
+
+
+def test_assumptions_are_named_by_scenario_paths(shared: Path):
+    records, _ = read_records([shared / "data" / "measured" / "zero_bubble.jsonl"])
+    named = {text.partition(" = ")[0] for item in records for text in to_scenario(item).assumptions}
+    assert {"model.vocab", "training.precision", "plan.recompute"} <= named
+    assert json.dumps(sorted(named))
