@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pickle
 import signal
 import sys
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mpsim.hardware.devices import Worker
+from .devices import Worker
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -70,7 +72,7 @@ def join(setup: Setup) -> Context:
     backend = "cpu:gloo,cuda:nccl" if setup.backend == "nccl" else "gloo"
     dist.init_process_group(
         backend,
-        store=dist.FileStore(setup.store, setup.world),
+        store=dist.FileStore(setup.store, setup.world),  # type: ignore[attr-defined]
         rank=setup.worker.rank,
         world_size=setup.world,
         timeout=timedelta(seconds=setup.timeout),
@@ -78,21 +80,31 @@ def join(setup: Setup) -> Context:
     return Context(setup.worker.rank, setup.world, device, setup.backend)
 
 
+def tell(connection: Connection, message: object) -> None:
+    """Send any value, tensors by their numbers (the connection's own way would share memory)."""
+    connection.send_bytes(pickle.dumps(message))
+
+
+def hear(connection: Connection) -> Any:  # noqa: ANN401  (whatever was told)
+    """The value that the other end told."""
+    return pickle.loads(connection.recv_bytes())
+
+
 def serve(connection: Connection) -> None:
     """Answer tasks with ``("done", result)`` or ``("failed", name, message)`` until None comes."""
     try:
-        context = join(connection.recv())
-        connection.send(("done", None))
-        while (message := connection.recv()) is not None:
+        context = join(hear(connection))
+        tell(connection, ("done", None))
+        while (message := hear(connection)) is not None:
             task, arguments = message
-            connection.send(("done", task(context, *arguments)))
+            tell(connection, ("done", task(context, *arguments)))
     except EOFError:  # the parent is gone
         return
     except Exception as error:  # noqa: BLE001  (whatever a task raises is told to the parent)
         traceback.print_exc()
         memory = isinstance(error, torch.OutOfMemoryError)
         name = "out of memory" if memory else type(error).__name__
-        connection.send(("failed", name, str(error)))
+        tell(connection, ("failed", name, str(error)))
         # the group may be out of step now: leave at once rather than wait for peers in destructors
         sys.stderr.flush()
         os._exit(1)

@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from mpsim.errors import CalibrationError
-from mpsim.hardware.devices import Placement
-from mpsim.hardware.worker import Context, Setup
+
+from .devices import Placement
+from .worker import Context, Setup, hear, tell
 
 _ENTRY = "from mpsim.hardware.worker import main; main()"
 
@@ -71,7 +72,7 @@ class Workers:
         if kind is None:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
-                    connection.send(None)
+                    tell(connection, None)
             deadline = time.monotonic() + 5
             for process in self._processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,7 +105,7 @@ class Workers:
         try:
             for connection in self._connections:
                 with contextlib.suppress(OSError):  # a dead worker: found when collecting
-                    connection.send((task, arguments))
+                    tell(connection, (task, arguments))
             return self._collect(task.__name__, self.timeout)
         except BaseException:
             self._kill()
@@ -136,7 +137,8 @@ class Workers:
         placement = self.placement
         store = str(Path(self._folder.name) / "store")
         worker, world = placement.workers[rank], len(placement.workers)
-        ours.send(Setup(worker, world, placement.backend, store, max(self.timeout, START_TIMEOUT)))
+        limit = max(self.timeout, START_TIMEOUT)
+        tell(ours, Setup(worker, world, placement.backend, store, limit))
 
     def _words(self, rank: int) -> Path:
         """File that the output of a worker goes to."""
@@ -153,10 +155,10 @@ class Workers:
             if not ready:
                 break
             for connection in ready:
-                assert isinstance(connection, Connection)  # noqa: S101  (wait returns what it got)
+                assert isinstance(connection, Connection)
                 rank = ranks.pop(connection)
                 try:
-                    answer = connection.recv()
+                    answer = hear(connection)
                 except (EOFError, OSError):
                     failures[rank] = self._death(rank, doing)
                     continue

@@ -11,7 +11,19 @@ MACHINE = Machine(gpus=(), cores=(0, 1))
 
 
 @pytest.fixture(scope="session")
-def pair():
-    """Two CPU workers over gloo."""
-    with Workers(place(("cpu", "cpu"), MACHINE), timeout=60) as workers:
-        yield workers
+def _pairs():
+    """The pair that runs now, in a list, so that a failed one can be exchanged."""
+    running = []
+    yield running
+    for workers in running:
+        workers.__exit__(None, None, None)
+
+
+@pytest.fixture
+def pair(_pairs):
+    """Two CPU workers over gloo, started again after a test that ended them."""
+    if _pairs and not _pairs[0].pids:
+        _pairs.clear()
+    if not _pairs:
+        _pairs.append(Workers(place(("cpu", "cpu"), MACHINE), timeout=60).__enter__())
+    return _pairs[0]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -149,7 +150,7 @@ with Workers(place(("cpu", "cpu"), Machine(gpus=(), cores=(0,)))) as workers:
 def test_no_worker_outlives_its_parent(tasks, signal):
     import signal as signals
 
-    folder = os.path.dirname(tasks.__file__)
+    folder = str(Path(tasks.__file__).parent)
     parent = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED.format(folder=folder)],
         stdout=subprocess.PIPE,
