@@ -1,6 +1,7 @@
 """The fast engine: begin and end of every op by one sweep in topological order.
 
-    begin = max(end of the op before on the stream, ends of all that it waits for),  end = begin + seconds
+    begin = max(end of the op before on the stream, ends of all that it waits for)
+    end = begin + seconds
 
 Links are not shared here: every transfer has its link to itself.
 """
@@ -39,13 +40,13 @@ def run(graph: OpGraph, work: Work) -> Timeline:
 
 
 def _sweep(
-    topological: Any,
-    previous: Any,
-    pred_starts: Any,
-    pred: Any,
-    seconds: Any,
-    begin: Any,
-    end: Any,
+    topological: list[int],
+    previous: list[int],
+    pred_starts: list[int],
+    pred: list[int],
+    seconds: list[float],
+    begin: list[float],
+    end: list[float],
 ) -> None:
     """Fills ``begin`` and ``end``, (N,) each."""
     for op in topological:
@@ -73,13 +74,13 @@ def _run_samples(graph: OpGraph, seconds: Floats, begin: Floats) -> Timeline:
 
 
 def _sweep_samples(
-    topological: Any,
-    previous: Any,
-    pred_starts: Any,
-    pred: Any,
-    seconds: Any,
-    begin: Any,
-    end: Any,
+    topological: list[int],
+    previous: list[int],
+    pred_starts: list[int],
+    pred: list[int],
+    seconds: Floats,
+    begin: Floats,
+    end: Floats,
 ) -> None:
     """As ``_sweep`` for (N, S), sample by sample; to be compiled."""
     samples = seconds.shape[1]

@@ -55,6 +55,8 @@ def num_parts(
     order: Order, *, buckets: Sequence[int] | int, reductions: Reductions, gathers: Gathers
 ) -> Ints:  # (N,)
     """Parts that each entry is cut into; 1: whole."""
+    if reductions not in ("last", "each") and gathers not in ("start", "use"):
+        return np.ones(len(order.kind), np.int32)
     of_stage = np.broadcast_to(np.asarray(buckets, np.int32), order.num_stages)
     cut = np.zeros(len(order.kind), np.bool_)
     first, last = first_and_last(order)

@@ -7,11 +7,12 @@ several), then the transfers by producer, the reductions, the gathers, the barri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from mpsim.errors import ScheduleError
 from mpsim.schedule.exchanges import (
     Gathers,
     Reductions,
@@ -20,12 +21,11 @@ from mpsim.schedule.exchanges import (
     reduced_entries,
 )
 from mpsim.schedule.graph import COLLECTIVE, COMPUTE, RECEIVE, STREAMS, OpGraph
-from mpsim.schedule.ops import Ints, Kind, Order
+from mpsim.schedule.ops import Ints, Kind, Op, Order
 from mpsim.schedule.topology import (
     Edges,
     by_waiting_op,
-    previous_on_stream,
-    topological_order,
+    sequenced,
 )
 from mpsim.schedule.transfers import (
     P2P,
@@ -45,22 +45,34 @@ _COLUMNS = {
 """Columns of the ops, and what they hold where nothing is said."""
 
 
-@dataclass(eq=False)
+def _type(column: str) -> type[np.integer[Any]]:
+    return np.int8 if column == "kind" else np.int32
+
+
 class Draft:
     """Ops and edges of a graph that is being put together, pass by pass."""
 
-    num_streams: int
-    num_ops: int = 0
-    columns: dict[str, list[Ints]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
-    edges: list[Edges] = field(default_factory=list)
+    def __init__(self, num_streams: int, *, capacity: int) -> None:
+        """An empty graph with room for some ops; it grows when they do not suffice."""
+        self.num_streams, self.num_ops = num_streams, 0
+        self.edges: list[Edges] = []
+        self._columns = {
+            name: np.full(capacity, default, _type(name)) for name, default in _COLUMNS.items()
+        }
+
+    def column(self, name: str) -> Ints:  # (N,)
+        """A column of the ops so far."""
+        return self._columns[name][: self.num_ops]
 
     def add(self, count: int, **columns: ArrayLike) -> Ints:
-        """Appends ops with the given columns, the others at their default; returns their indices."""
-        for name, default in _COLUMNS.items():
-            dtype = np.int8 if name == "kind" else np.int32
-            value = np.asarray(columns.get(name, default), dtype)
-            self.columns[name].append(value if value.ndim else np.full(count, value, dtype))
+        """Appends ops with the given columns, the others at their default; returns the indices."""
         first, self.num_ops = self.num_ops, self.num_ops + count
+        for name, column in self._columns.items():
+            if self.num_ops > len(column):
+                more = np.full(self.num_ops, _COLUMNS[name], _type(name))
+                self._columns[name] = np.concatenate([column, more])
+            if name in columns:
+                self._columns[name][first : self.num_ops] = columns[name]
         return np.arange(first, self.num_ops, dtype=np.int32)
 
     def wait(self, after: ArrayLike, before: ArrayLike) -> None:
@@ -72,25 +84,44 @@ class Draft:
         """The graph.
 
         Raises:
-            ScheduleError: If ops wait for each other in a circle; ``ops`` are op indices.
+            ScheduleError: If ops wait for each other in a circle; ``ops`` are the entries of the
+                order among them.
         """
-        columns = {name: np.concatenate(arrays) for name, arrays in self.columns.items()}
+        columns = {name: self.column(name) for name in _COLUMNS}
         starts, pred = by_waiting_op(self.edges, self.num_ops)
-        previous = previous_on_stream(columns["stream"], self.num_streams)
-        topological = topological_order(
-            columns["stream"], previous, starts, pred, num_streams=self.num_streams
-        )
+        try:
+            previous, topological = sequenced(
+                columns["stream"], self.num_streams, pred_starts=starts, pred=pred
+            )
+        except ScheduleError as error:
+            raise _deadlock(columns, error.ops) from None
         return OpGraph(
             num_devices=num_devices,
             num_stages=num_stages,
             num_microbatches=num_microbatches,
-            **columns,
+            **columns,  # type: ignore[arg-type]  # kind alone is of 8 bits
             pred_starts=starts,
             pred=pred,
             topological=topological,
             previous=previous,
             num_streams=self.num_streams,
         )
+
+
+def _deadlock(columns: dict[str, NDArray[Any]], circle: Sequence[int]) -> ScheduleError:
+    """The error that names the ops of a circle, each waiting for the next."""
+    fields = [columns[name].tolist() for name in ("stage", "kind", "microbatch", "slice")]
+    names = [
+        str(Op(stage, Kind(kind), microbatch, cut))
+        for stage, kind, microbatch, cut in ([field[op] for field in fields] for op in circle)
+    ]
+    shown = names if len(names) <= 8 else [*names[:7], f"… ({len(names) - 7} more)"]
+    entries = dict.fromkeys(int(columns["entry"][op]) for op in circle)
+    return ScheduleError(
+        "deadlock: each of these ops waits for the next, and the last for the first: "
+        + ", ".join(shown),
+        ops=[entry for entry in entries if entry >= 0],
+    )
 
 
 def lower(
@@ -125,9 +156,9 @@ def lower(
 
     Raises:
         ScheduleError: If an op is missing, stands twice or apart from its forward, or if ops wait
-            for each other in a circle (``ops`` are then indices of compute ops, transfers, …).
+            for each other in a circle. Its ``ops`` are the entries of the order to blame.
     """
-    draft = Draft(STREAMS * order.num_devices)
+    draft = Draft(STREAMS * order.num_devices, capacity=2 * len(order.kind) + 1024)
     parts = num_parts(order, buckets=buckets, reductions=reductions, gathers=gathers)
     placed = _place(draft, order, parts)
     needs = data_needs(order)
@@ -150,7 +181,7 @@ def _place(draft: Draft, order: Order, parts: Ints) -> Placed:
     """Adds the compute ops."""
     count, device = len(order.kind), order.device
     entry = np.arange(count, dtype=np.int32)
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "kind": order.kind, "stage": order.stage, "microbatch": order.microbatch,
         "slice": order.slice, "block": order.block, "device": device, "entry": entry,
         "stream": device * STREAMS + COMPUTE,
@@ -224,7 +255,8 @@ def _parts_of(entries: Ints, parts: Ints) -> tuple[Ints, Ints]:
     """Each entry as often as it has parts, and the number of the part."""
     repeated = np.repeat(entries, parts[entries])
     begins = np.cumsum(parts[entries]) - parts[entries]
-    return repeated, np.arange(len(repeated)) - np.repeat(begins, parts[entries])
+    part = np.arange(len(repeated)) - np.repeat(begins, parts[entries])
+    return repeated, part.astype(np.int32)
 
 
 def _first_op(parts: Ints) -> Ints:
@@ -251,10 +283,8 @@ def _add_reductions(
         device=device,
         stream=device * STREAMS + COLLECTIVE,
     )
-    if reductions == "end":
-        ready = placed.starts[device + 1] - 1
-    else:
-        ready = _first_op(parts)[entry] + part
+    under = _first_op(parts)[entry] + part
+    ready = placed.starts[device + 1] - 1 if reductions == "end" else under
     draft.wait(ops, ready)
     if order.weight_copies > 1:
         # The copies of a stage are reduced together: bucket by bucket, in the order of each device.
@@ -294,7 +324,7 @@ def _add_steps(draft: Draft, placed: Placed, reduced: Ints, *, barrier: bool) ->
     devices = np.arange(placed.order.num_devices, dtype=np.int32)
     last = placed.starts[1:] - 1
     last = last[np.diff(placed.starts) > 0]
-    reducing = np.concatenate(draft.columns["device"])[reduced]
+    reducing = draft.column("device")[reduced]
     if barrier:
         ops = draft.add(1, kind=Kind.BARRIER, stream=COLLECTIVE)
         draft.wait(ops, last)

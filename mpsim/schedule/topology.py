@@ -12,24 +12,14 @@ from mpsim.errors import ScheduleError
 from mpsim.schedule.compiled import compiled, pays
 from mpsim.schedule.ops import Ints
 
+Indices = NDArray[np.integer[Any]]
+
 
 class Edges(NamedTuple):
     """Waits between ops. Letter: E edges."""
 
-    after: Ints  # (E,) the op that waits
-    before: Ints  # (E,) the op that is waited for
-
-
-def previous_on_stream(stream: Ints, num_streams: int) -> Ints:  # (N,)
-    """The op before each op on its stream, by index; -1: none."""
-    # numpy sorts 16-bit integers by radix, ten times as fast as wider ones.
-    key = stream.astype(np.uint16) if num_streams <= 2**16 else stream
-    by_stream = np.argsort(key, kind="stable").astype(np.int32)
-    before = np.full(len(stream), -1, np.int32)
-    sorted_stream = stream[by_stream]
-    same = sorted_stream[1:] == sorted_stream[:-1]
-    before[by_stream[1:]] = np.where(same, by_stream[:-1], -1)
-    return before
+    after: Indices  # (E,) the op that waits
+    before: Indices  # (E,) the op that is waited for
 
 
 def by_waiting_op(edges: Sequence[Edges], num_ops: int) -> tuple[Ints, Ints]:
@@ -45,15 +35,15 @@ def by_waiting_op(edges: Sequence[Edges], num_ops: int) -> tuple[Ints, Ints]:
 
 
 def _advance(
-    head: Any,
-    following: Any,
-    pred_starts: Any,
-    pred: Any,
-    done: Any,
-    waiting: Any,
-    next_waiting: Any,
-    able: Any,
-    topological: Any,
+    head: list[int],
+    following: list[int],
+    pred_starts: list[int],
+    pred: list[int],
+    done: list[bool],
+    waiting: list[int],
+    next_waiting: list[int],
+    able: list[int],
+    topological: list[int],
 ) -> int:
     """Lets each stream go on until an op waits for another stream; returns how many ops ran.
 
@@ -88,9 +78,32 @@ def _advance(
     return count
 
 
-def topological_order(
-    stream: Ints, previous: Ints, pred_starts: Ints, pred: Ints, *, num_streams: int
-) -> Ints:  # (N,)
+def _link(
+    stream: list[int],
+    head: list[int],
+    last: list[int],
+    previous: list[int],
+    following: list[int],
+) -> None:
+    """Fills the neighbours of each op on its stream, and the first op of each stream."""
+    for op in range(len(stream)):
+        before = last[stream[op]]
+        last[stream[op]] = op
+        previous[op] = before
+        if before >= 0:
+            following[before] = op
+        else:
+            head[stream[op]] = op
+
+
+class Sequenced(NamedTuple):
+    """How the ops of a graph follow each other. Letter: N ops."""
+
+    previous: Ints  # (N,) op before it on its stream; -1: none
+    topological: Ints  # (N,) the ops, each after all that it waits for
+
+
+def sequenced(stream: Ints, num_streams: int, *, pred_starts: Ints, pred: Ints) -> Sequenced:
     """An order of the ops in which each comes after all that it waits for.
 
     Streams advance one after the other, each as far as it can, without any sorting.
@@ -99,43 +112,45 @@ def topological_order(
         ScheduleError: If ops wait for each other in a circle; ``ops`` are their indices.
     """
     num_ops = len(stream)
-    following = np.full(num_ops, -1, np.int32)
-    chained = np.flatnonzero(previous >= 0)
-    following[previous[chained]] = chained
-    head = np.full(num_streams, -1, np.int32)
-    first = np.flatnonzero(previous < 0)
-    head[stream[first]] = first
+    by_op = [np.full(num_ops, -1, np.int32) for _ in range(4)]
+    by_stream = [np.full(num_streams, -1, np.int32) for _ in range(3)]
     able = np.arange(num_streams, dtype=np.int32)[::-1].copy()
-    none, done = np.full(num_ops, -1, np.int32), np.zeros(num_ops, np.bool_)
-    topological = np.empty(num_ops, np.int32)
-    arrays: list[NDArray[Any]] = [
-        head, following, pred_starts, pred, done, none, np.empty(num_streams, np.int32), able,
-        topological,
-    ]  # fmt: skip
+    arrays: list[Any] = [
+        stream,
+        *by_op,
+        *by_stream,
+        able,
+        pred_starts,
+        pred,
+        np.zeros(num_ops, bool),
+    ]
+    link, advance = _link, _advance
     if pays(num_ops):
-        count = compiled(_advance)(*arrays)
+        link, advance = compiled(_link), compiled(_advance)
     else:
-        lists = [array.tolist() for array in arrays]
-        count = _advance(*lists)
-        head, done = np.array(lists[0], np.int32), np.array(lists[4], np.bool_)
-        topological = np.array(lists[-1], np.int32)
+        arrays = [array.tolist() for array in arrays]
+    stream_, previous, following, waiting, topological, head, last, asleep, able_, *waits, done = (
+        arrays
+    )
+    link(stream_, head, last, previous, following)
+    count = advance(head, following, *waits, done, waiting, asleep, able_, topological)
     if count < num_ops:
-        raise _deadlock(head, stream, pred_starts, pred, done)
-    return topological
+        raise _deadlock(head, stream, pred_starts=pred_starts, pred=pred, done=np.asarray(done))
+    return Sequenced(np.asarray(previous, np.int32), np.asarray(topological, np.int32))
 
 
 def _deadlock(
-    head: Ints, stream: Ints, pred_starts: Ints, pred: Ints, done: NDArray[np.bool_]
+    head: Sequence[int], stream: Ints, *, pred_starts: Ints, pred: Ints, done: NDArray[np.bool_]
 ) -> ScheduleError:
     """The error that names the ops of one circle: what heads each stream, and what it waits for."""
-    op = int(head[head >= 0][0])
+    op = next(int(op) for op in head if op >= 0)
     seen: dict[int, int] = {}
     path: list[int] = []
     while op not in seen:
         seen[op] = len(path)
         waits = pred[pred_starts[op] : pred_starts[op + 1]]
         missing = int(waits[~done[waits]][0])
-        path += [op] if missing == head[stream[missing]] else [op, missing]
-        op = int(head[stream[missing]])
-    circle = path[seen[op] :]
-    return ScheduleError("deadlock: these ops wait for each other in a circle", ops=circle)
+        on_head = int(head[stream[missing]])
+        path += [op] if missing == on_head else [op, missing]
+        op = on_head
+    return ScheduleError("these ops wait for each other in a circle", ops=path[seen[op] :])

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsim.errors import ScheduleError
 from mpsim.schedule.ops import Ints, Kind, Op, Order
 from mpsim.schedule.topology import Edges
 
+Bools = NDArray[np.bool_]
 P2P = Literal["latency", "async", "batched", "serial"]
 
 
@@ -213,9 +215,9 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
 
 
 def _phases(
-    gap: Ints, device: Ints, *, receives: Ints, is_forward: Ints, placed: Placed, p2p: P2P
+    gap: Ints, device: Ints, *, receives: Bools, is_forward: Bools, placed: Placed, p2p: P2P
 ) -> Ints:
-    """When in its gap each transfer has its turn: 0, 1, …"""
+    """When in its gap each transfer has its turn, counted from 0."""
     order = placed.order
     num_gaps = int(placed.starts[-1]) + order.num_devices
     single = order.num_stages == order.num_devices and order.weight_copies == 1
