@@ -32,6 +32,7 @@ class Exchange:
     nbytes: float  # B, the whole (gathered, unscattered) buffer, as nccl-tests counts
     count: int = 1
     hidden_behind: float = 0.0  # share of the layer's kernels that it may run beside
+    beside: str = ""  # name of the kernel that it may run beside; "": none
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,11 @@ class Layer:
     backward_weight: tuple[Kernel | Exchange, ...]
     saved: tuple[Saved, ...]
     output_nbytes: float  # B of the output on this device: what the next stage receives
-    workspace_nbytes: float = 0.0  # B of temporaries at the worst moment of its passes
+    workspace_nbytes: float = 0.0  # B of temporaries at the worst moment of its backward pass
     expert_parameters: float = 0.0  # of ``parameters``, those sharded over the expert axis
     tied_to: str | None = None  # name of the layer whose weights it shares
     facts: dict[str, float] = field(default_factory=dict, compare=False)
+    input_nbytes: float = 0.0  # B of the input on this device, where a stage may keep that alone
+    forward_workspace_nbytes: float = 0.0  # B of temporaries at the worst moment of its forward
+    plain: Layer | None = field(default=None, compare=False)
+    """The same layer without recomputation, where only some layers of a stage recompute."""
