@@ -1,8 +1,8 @@
 """Ops of a schedule, and the order they stand in: arrays with a text that reads both ways.
 
 An op is written as torch.distributed.pipelining does: stage, letter, microbatch (``2F0``), with a
-sequence slice after a dot (``2F0.1``). ``B`` is the whole backward, ``I`` its part for the input and
-``W`` for the weights; papers on zero bubbles write ``B`` for ``I``.
+sequence slice after a dot (``2F0.1``). ``B`` is the whole backward, ``I`` its part for the input
+and ``W`` for the weights; papers on zero bubbles write ``B`` for ``I``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ class Kind(IntEnum):
 
 COMPUTE_KINDS = (Kind.F, Kind.B, Kind.I, Kind.W)
 
-_OP = re.compile(r"(\d+)(SEND_F|RECV_F|SEND_B|RECV_B|UNSHARD|RESHARD|REDUCE_GRAD|F|B|I|W)(\d+)?(?:\.(\d+))?")
+_STATE_KINDS = (Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD)
+"""Ops of a whole stage, without a microbatch."""
+_OP = re.compile(
+    r"(\d+)(?:(SEND_F|RECV_F|SEND_B|RECV_B|F|B|I|W)(\d+)(?:\.(\d+))?"
+    r"|(UNSHARD|RESHARD|REDUCE_GRAD))"
+)
 
 
 class Op(NamedTuple):
@@ -64,7 +69,7 @@ class Op(NamedTuple):
 
     def __str__(self) -> str:
         """The op as torch writes it."""
-        if self.kind in (Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD):
+        if self.kind in _STATE_KINDS:
             return f"{self.stage}{self.kind.name}"
         cut = f".{self.slice}" if self.slice >= 0 else ""
         return f"{self.stage}{self.kind.name}{self.microbatch}{cut}"
@@ -79,8 +84,10 @@ class Op(NamedTuple):
         match = _OP.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"'{text}' is not an op such as 2F0, 5I3, 0F1.2 or 1SEND_F0")
-        stage, kind, microbatch, cut = match.groups()
-        return cls(int(stage), Kind[kind], int(microbatch or 0), int(cut) if cut else -1)
+        stage, kind, microbatch, cut, whole = match.groups()
+        if whole:
+            return cls(int(stage), Kind[whole])
+        return cls(int(stage), Kind[kind], int(microbatch), int(cut) if cut else -1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpsim.schedule.ops import Ints, Kind, Order
-from mpsim.schedule.orders.build import Ops, Shape, join, multiples, require, sort
+from mpsim.schedule.orders.build import Ops, Shape, Whole, join, multiples, require, sort
 
 
 def chimera(shape: Shape) -> Order:
@@ -117,7 +117,7 @@ def _bitpipe_kinds(p: int, warmup: int, units: int) -> tuple[Ints, Ints]:
     return kind, np.where(kind == Kind.B, backward - 1, np.arange(len(kind)) - backward)
 
 
-def _bitpipe_ops(p: int, m: int, rank: int, *, backward: bool) -> tuple[Ints, Ints]:
+def _bitpipe_ops(p: int, m: int, rank: int, *, backward: bool) -> tuple[Whole, Whole]:
     """Stage and microbatch of the k-th forward (or backward) of a device, each (2 m,).
 
     In a unit a device first meets the near direction (which enters at its end), then the far one,
@@ -128,9 +128,9 @@ def _bitpipe_ops(p: int, m: int, rank: int, *, backward: bool) -> tuple[Ints, In
     near = int(rank >= half)
     met = half - min(rank, p - 1 - rank)  # microbatches met before those of the far direction
     rest = half - met
-    before, after = np.arange(met), np.arange(rest)
+    before, after = np.arange(met, dtype=np.int32), np.arange(rest, dtype=np.int32)
     # Rows (visit, place): visits 0 to 3 are near, far, far past the turn, near past the turn.
-    rows = [
+    rows: list[Whole] = [
         np.stack([0 * before, before], axis=1),
         _alternate((1, after), (0, after + met)),
         _alternate((1, before + rest), (2, before)),
@@ -146,7 +146,7 @@ def _bitpipe_ops(p: int, m: int, rank: int, *, backward: bool) -> tuple[Ints, In
     return np.where(visit >= 2, 2 * p - 1 - low, low), direction * (m // 2) + unit * half + place
 
 
-def _alternate(first: tuple[int, Ints], second: tuple[int, Ints]) -> Ints:
+def _alternate(first: tuple[int, Whole], second: tuple[int, Whole]) -> Whole:
     """Rows (visit, place) of two visits in turn, (2 n, 2)."""
     places = np.stack([first[1], second[1]], axis=1).ravel()
     return np.stack([np.tile([first[0], second[0]], len(first[1])), places], axis=1)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpsim.errors import ScheduleError
 from mpsim.schedule.ops import Ints, Kind, Order
+
+
+Whole = NDArray[np.integer[Any]]
+"""Whole numbers of any width."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,10 @@ class Family(NamedTuple):
 class Ops(NamedTuple):
     """The list of one device as arrays of one length, N."""
 
-    kind: NDArray[np.int8]  # (N,)
-    stage: Ints  # (N,)
-    microbatch: Ints  # (N,)
-    block: Ints | None = None  # (N,) numbered within the device; None: nothing is fused
+    kind: Whole  # (N,)
+    stage: Whole  # (N,)
+    microbatch: Whole  # (N,)
+    block: Whole | None = None  # (N,) numbered within the device; None: nothing is fused
 
 
 def place(
@@ -102,7 +106,10 @@ def place(
         num_stages=shape.num_stages,
         num_microbatches=shape.num_microbatches,
         kind=kind,
-        **columns,
+        stage=columns["stage"],
+        microbatch=columns["microbatch"],
+        slice=columns["slice"],
+        block=columns["block"],
         starts=np.arange(devices + 1, dtype=np.int32) * np.int32(length),
         num_slices=shape.num_slices,
         weight_versions=weight_versions,
@@ -134,8 +141,8 @@ def join(name: str, shape: Shape, devices: Sequence[Ops], *, weight_copies: int 
 def sort(
     name: str,
     shape: Shape,
-    device: Ints,
-    slot: Ints,
+    device: Whole,
+    slot: Whole,
     ops: Ops,
     *,
     weight_copies: int = 1,
@@ -171,7 +178,7 @@ def devices_of(shape: Shape) -> Ints:  # (P, 1)
     return np.arange(shape.num_devices, dtype=np.int32)[:, None]
 
 
-def counted(entries: Ints) -> Ints:
+def counted(entries: Whole) -> Ints:
     """How many equal entries stand before each entry.
 
     >>> counted(np.array([7, 5, 7, 7, 5])).tolist()

@@ -58,8 +58,8 @@ def dualpipe_v(shape: Shape) -> Order:
     """DualPipeV: half of DualPipe, its two directions joined to a V of 2 p stages on p devices.
 
     Device r holds stages r and 2 p - 1 - r. The most idle device idles (p - 1)(X + b - 3 w), times
-    of one chunk, X of a fused block, if f = i and w <= f. Every device holds 2 p + 1 chunks until W;
-    weights once. Legal for v = 2, m >= 2 p.
+    of one chunk, X of a fused block, if f = i and w <= f. Every device holds 2 p + 1 chunks until
+    W; weights once. Legal for v = 2, m >= 2 p.
 
     Source:
         Qi et al., "DualPipe could be better without the Dual" (the cut-in-half schedule).

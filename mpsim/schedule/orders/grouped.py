@@ -11,7 +11,7 @@ from math import gcd
 import numpy as np
 
 from mpsim.schedule.ops import Ints, Kind, Order
-from mpsim.schedule.orders.build import Ops, Shape, sort
+from mpsim.schedule.orders.build import Ops, Shape, Whole, sort
 
 
 def grouped_interleaved(shape: Shape) -> Order:
@@ -60,7 +60,9 @@ def _keep(shape: Shape, slot: Ints, stage: Ints, microbatch: Ints) -> Order:
     kept = np.broadcast_to(microbatch < shape.num_microbatches, slot.shape)
     kinds = np.array([Kind.F, Kind.I, Kind.W], np.int8)[:, None, None, None]
     devices = np.arange(shape.num_devices, dtype=np.int32)[:, None]
-    kind, device, stage, microbatch = (
-        np.broadcast_to(column, slot.shape)[kept] for column in (kinds, devices, stage, microbatch)
-    )
-    return sort("grouped_interleaved", shape, device, slot[kept], Ops(kind, stage, microbatch))
+
+    def flat(column: Whole) -> Whole:
+        return np.broadcast_to(column, slot.shape)[kept]
+
+    ops = Ops(flat(kinds), flat(stage), flat(microbatch))
+    return sort("grouped_interleaved", shape, flat(devices), slot[kept], ops)

@@ -6,11 +6,29 @@ Letters: p devices, m microbatches, W waves.
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 import numpy as np
 
 from mpsim.schedule.ops import Kind, Order
 from mpsim.schedule.orders.build import Ops, Shape, join, require
+
+
+class _Entry(NamedTuple):
+    """An op; the lowest entry goes first: backwards, then old microbatches, then deep stages."""
+
+    forward: bool
+    microbatch: int
+    negative_stage: int
+
+    def following(self, last: int) -> _Entry | None:
+        """The op that this one feeds."""
+        stage = -self.negative_stage
+        if self.forward and stage < last:
+            return self._replace(negative_stage=-(stage + 1))
+        if self.forward:
+            return self._replace(forward=False)
+        return self._replace(negative_stage=-(stage - 1)) if stage else None
 
 
 def hanayo(shape: Shape) -> Order:
@@ -29,37 +47,31 @@ def hanayo(shape: Shape) -> Order:
     require(v % 2 == 0, f"hanayo: chunks={v} must be even, two a wave: use {v - 1 or 2} or {v + 1}")
     owner = [s % p if s // p % 2 == 0 else p - 1 - s % p for s in range(p * v)]
     lists = _list_schedule(shape, owner)
-    columns = [np.array(ops, np.int32).reshape(-1, 3).T for ops in lists]
-    return join("hanayo", shape, [Ops(kind, stage, mb) for kind, mb, stage in columns])
+    columns = [np.array(entries, np.int32).reshape(-1, 3).T for entries in lists]
+    devices = [
+        Ops(np.where(forward, Kind.F, Kind.B).astype(np.int8), -negative_stage, microbatch)
+        for forward, microbatch, negative_stage in columns
+    ]
+    return join("hanayo", shape, devices)
 
 
-def _list_schedule(shape: Shape, owner: list[int]) -> list[list[tuple[int, int, int]]]:
-    """For each device the (kind, microbatch, stage) that it runs, always the best that is ready."""
+def _list_schedule(shape: Shape, owner: list[int]) -> list[list[_Entry]]:
+    """For each device what it runs, always the best that is ready."""
     last, times = len(owner) - 1, shape.times
-    seconds = {Kind.F: times.forward, Kind.B: times.backward}
-    lists: list[list[tuple[int, int, int]]] = [[] for _ in range(shape.num_devices)]
-    # Ready ops sort by (forward last, microbatch, -stage).
-    ready: list[list[tuple[int, int, int]]] = [[] for _ in lists]
-    ready[owner[0]] = [(1, k, 0) for k in range(shape.num_microbatches)]
+    lists: list[list[_Entry]] = [[] for _ in range(shape.num_devices)]
+    ready: list[list[_Entry]] = [[] for _ in lists]
+    ready[owner[0]] = [_Entry(True, k, 0) for k in range(shape.num_microbatches)]
     busy = [False] * shape.num_devices
-    events: list[tuple[float, int, int, tuple[int, int, int]]] = []
-    woken = {owner[0]}
-    now = 0.0
-
-    def announce(kind: Kind, microbatch: int, stage: int, source: int) -> None:
-        device = owner[stage]
-        entry = (int(kind == Kind.F), microbatch, -stage)
-        heappush(events, (now + (times.hop if device != source else 0.0), 1, device, entry))
-
+    events: list[tuple[float, bool, int, _Entry]] = []  # when, whether an arrival, device, op
+    woken, now = {owner[0]}, 0.0
     while True:
         for device in sorted(woken):
             if not busy[device] and ready[device]:
-                forward, microbatch, negative = heappop(ready[device])
-                kind = Kind.F if forward else Kind.B
-                lists[device].append((kind, microbatch, -negative))
+                entry = heappop(ready[device])
+                lists[device].append(entry)
                 busy[device] = True
-                entry = (forward, microbatch, negative)
-                heappush(events, (now + seconds[kind], 0, device, entry))
+                seconds = times.forward if entry.forward else times.backward
+                heappush(events, (now + seconds, False, device, entry))
         if not events:
             return lists
         now, woken = events[0][0], set()
@@ -70,11 +82,8 @@ def _list_schedule(shape: Shape, owner: list[int]) -> list[list[tuple[int, int, 
                 heappush(ready[device], entry)
                 continue
             busy[device] = False
-            forward, microbatch, negative = entry
-            stage = -negative
-            if forward and stage < last:
-                announce(Kind.F, microbatch, stage + 1, device)
-            elif forward:
-                announce(Kind.B, microbatch, stage, device)
-            elif stage > 0:
-                announce(Kind.B, microbatch, stage - 1, device)
+            following = entry.following(last)
+            if following is not None:
+                to = owner[-following.negative_stage]
+                hop = 0.0 if to == device else times.hop
+                heappush(events, (now + hop, True, to, following))

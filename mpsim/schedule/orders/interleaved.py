@@ -40,8 +40,8 @@ def combined_1f1b(shape: Shape) -> Order:
 
     One more forward ahead than interleaved 1F1B makes the two independent, so that the all-to-all
     of one hides behind the compute of the other. With a block of X seconds the makespan is
-    (m v + p - 1)(f + b) - (f + b - X)(m v - (v - 1) p - 1) for N = p. Device r holds one chunk more.
-    Legal as interleaved 1F1B, with v >= 2 where p > 1.
+    (m v + p - 1)(f + b) - (f + b - X)(m v - (v - 1) p - 1) for N = p. Device r holds one more
+    chunk. Legal as interleaved 1F1B, with v >= 2 where p > 1.
 
     Source:
         Megatron-LM, ``combined_1f1b`` (overlap_moe_expert_parallel_comm).
@@ -67,8 +67,8 @@ def combined_1f1b(shape: Shape) -> Order:
 def looped_bfs(shape: Shape) -> Order:
     """Breadth-first: all forwards of chunk 0, of chunk 1, ..., then all backwards in reverse.
 
-    Makespan (m v + p - 1)(f + b) for m >= p, (p v + m - 1)(f + b) for less. All m v chunks are held;
-    each stage's weights are needed once for each pass. Legal for m >= 1.
+    Makespan (m v + p - 1)(f + b) for m >= p, (p v + m - 1)(f + b) for less. All m v chunks are
+    held; each stage's weights are needed once for each pass. Legal for m >= 1.
 
     Source:
         Lamy-Poirier, "Breadth-First Pipeline Parallelism", arXiv:2211.05953.
@@ -84,10 +84,11 @@ def looped_bfs(shape: Shape) -> Order:
 
 
 def interleaved_zb(shape: Shape) -> Order:
-    """Interleaved ZB: ZB-H1 over the table of interleaved 1F1B, (v - 1) N + p - 1 - r forwards ahead.
+    """Interleaved ZB: ZB-H1 over the table of interleaved 1F1B.
 
-    Makespan m v (f + i + w) + (p - 1)(f + i - w) for w <= min(f, i). Every device holds p v chunks
-    until W. N is m / max(1, m // p), a number of whole rounds, which must divide m.
+    Device r runs (v - 1) N + p - 1 - r forwards ahead. Makespan
+    m v (f + i + w) + (p - 1)(f + i - w) for w <= min(f, i). Every device holds p v chunks until W.
+    N is m / max(1, m // p): the rounds must divide m.
 
     Source:
         torch.distributed.pipelining, ``ScheduleInterleavedZeroBubble``.

@@ -43,9 +43,9 @@ def v_min(shape: Shape) -> Order:
     """V-Min: a third of 1F1B's memory, floor((p + 4) / 3) microbatches on every device.
 
     Device r starts at slots r, 2 p - 1 - r, 2 p + d + r and 4 p + d - 1 - r, d = 2 for p a multiple
-    of 3, else 0. For f = i = w, in those units and for m >= 2 p, its span is 4 p - 5 longer than the
-    work (4 p - 7 for multiples of 3); for unequal times it grows with m. Legal for v = 2, m >= 1;
-    weights once.
+    of 3, else 0. For f = i = w, in those units and for m >= 2 p, its span is 4 p - 5 longer than
+    the work (4 p - 7 for multiples of 3); for unequal times it grows with m. Legal for v = 2,
+    m >= 1; weights once.
     """
     p = shape.num_devices
     delay = 2 if p % 3 == 0 else 0
@@ -62,8 +62,8 @@ def _from_block(name: str, shape: Shape, block: list[tuple[int, int, int, int]])
     lists = []
     for rank, device in enumerate(slots):
         by_visit = _add_weights(device[:4], by_chunk=True)
-        visit = np.repeat(np.arange(6), m)
-        microbatch = np.tile(np.arange(m), 6)
+        visit = np.repeat(np.arange(6, dtype=np.int32), m)
+        microbatch = np.tile(np.arange(m, dtype=np.int32), 6)
         by = np.argsort(np.concatenate([np.array(each) for each in by_visit]), kind="stable")
         visit, microbatch = visit[by], microbatch[by]
         chunk = np.isin(visit, (1, 2, 4))
@@ -172,7 +172,7 @@ def _move(device: Slots, op: tuple[int, int], to: range, occupied: set[int], pea
 
 
 def _peak(device: Slots) -> int:
-    """Most chunks that a device holds at once; without slots of W, W run where nothing else does."""
+    """Most chunks that a device holds at once; without slots of W, they run where nothing does."""
     end = max(times[-1] for times in device) + 1
     begun = np.zeros(end, np.int64)
     for visit in (0, 1):

@@ -5,8 +5,8 @@ Letters: p devices, m microbatches, r index of a device. Placement: device r hol
 first; a backward takes two slots.
 
 Source:
-    Qi et al., "Pipeline Parallelism with Controllable Memory", arXiv:2405.15362; the rules are those
-    of the authors' ``v1f1b`` scheduler.
+    Qi et al., "Pipeline Parallelism with Controllable Memory", arXiv:2405.15362; the rules are
+    those of the authors' ``v1f1b`` scheduler.
 """
 
 from __future__ import annotations

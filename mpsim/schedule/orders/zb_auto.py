@@ -4,8 +4,8 @@ Letters: p devices, m microbatches; f, i, w seconds of the ops, c of a hop. Plac
 device r.
 
 Source:
-    Qi et al., "Zero Bubble Pipeline Parallelism", arXiv:2401.10241, section 3.1; the rules are those
-    of the authors' scheduler.
+    Qi et al., "Zero Bubble Pipeline Parallelism", arXiv:2401.10241, section 3.1; the rules are
+    those of the authors' scheduler.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpsim.schedule.orders.build import Ops, Shape, join, require
 _ROUNDING = 1e-9  # sums of activation shares are compared up to this
 
 
-class _Overflow(Exception):
+class _OverflowError(Exception):
     """No W is left that would free memory for the next op."""
 
 
@@ -45,7 +45,7 @@ def zb_auto(shape: Shape) -> Order:
         search = _Search(shape)
         try:
             search.run(early=early, prefer_backward=prefer_backward, greedy=greedy)
-        except _Overflow:
+        except _OverflowError:
             continue
         if best is None or search.span() < best.span():
             best = search
@@ -82,7 +82,7 @@ class _Search:
         """Place all ops.
 
         Raises:
-            _Overflow: If the limit cannot be kept.
+            _OverflowError: If the limit cannot be kept.
         """
         p, m = self.p, self.m
         for device in range(p):
@@ -92,33 +92,20 @@ class _Search:
             self.put(device, Kind.I)
         for microbatch in range(1, m):
             for device in self.forwards_due(prefer_backward=prefer_backward):
-                arrival = None
-                if device > 0:
-                    source = self.ends[Kind.F][device - 1]
-                    arrival = source[self.done[Kind.F][device]] + self.hop
-                self.fill(device, Kind.F, arrival, greedy=greedy)
+                self.fill(device, Kind.F, self.done[Kind.F][device], greedy=greedy)
                 self.put(device, Kind.F)
             for device in reversed(range(p)):
-                arrival = None
-                if device < p - 1:
-                    arrival = self.ends[Kind.I][device + 1][microbatch] + self.hop
-                self.fill(device, Kind.I, arrival, greedy=greedy)
+                self.fill(device, Kind.I, microbatch, greedy=greedy)
                 if device == 0 and self.done[Kind.F][0] == m:
                     self.flush(0)
                 self.put(device, Kind.I)
         for device in range(p):
             self.flush(device)
-            while self.done[Kind.W][device] < m:
-                self.put(device, Kind.W)
 
     def put(self, device: int, kind: Kind) -> None:
         """Run the next op of a kind on a device as soon as it can."""
         microbatch = self.done[kind][device]
-        begin = self.now[device]
-        if kind == Kind.F and device > 0:
-            begin = max(begin, self.ends[kind][device - 1][microbatch] + self.hop)
-        elif kind == Kind.I and device < self.p - 1:
-            begin = max(begin, self.ends[kind][device + 1][microbatch] + self.hop)
+        begin = max(self.now[device], self.arrival(device, kind, microbatch))
         if self.done[Kind.F][device]:
             self.idle[device] += begin - self.now[device]
             self.longest_idle = max(self.longest_idle, self.idle[device])
@@ -126,6 +113,14 @@ class _Search:
         self.held[device] += self.change[kind]
         self.done[kind][device] += 1
         self.lists[device].append(kind)
+
+    def arrival(self, device: int, kind: Kind, microbatch: int) -> float:  # s
+        """When the input of an op is there; 0 if it comes from no other device."""
+        if kind == Kind.F and device > 0:
+            return self.ends[kind][device - 1][microbatch] + self.hop
+        if kind == Kind.I and device < self.p - 1:
+            return self.ends[kind][device + 1][microbatch] + self.hop
+        return 0.0
 
     def pending(self, device: int) -> bool:
         """Whether a device has a W to run."""
@@ -177,16 +172,14 @@ class _Search:
             return True
         held, freeing, first = self.held[device] + 1, 0.0, done[Kind.W][device]
         while held > self.limit and first < done[Kind.I][device]:
-            held, freeing, first = (
-                held + self.change[Kind.W],
-                freeing + self.seconds[Kind.W],
-                first + 1,
-            )
+            held += self.change[Kind.W]
+            freeing += self.seconds[Kind.W]
+            first += 1
         if self.now[device] + f + freeing <= arrival:
             return False
         return arrival - self.now[device] <= self.longest_idle - self.idle[device]
 
-    def fill(self, device: int, kind: Kind, arrival: float | None, *, greedy: bool) -> None:
+    def fill(self, device: int, kind: Kind, microbatch: int, *, greedy: bool) -> None:
         """Run W to make room for an op, and in the wait for its input.
 
         A W longer than the wait runs if the wait would make this device the most idle, or if the
@@ -194,11 +187,9 @@ class _Search:
         """
         while self.held[device] + self.change[kind] > self.limit:
             if not self.pending(device):
-                raise _Overflow
+                raise _OverflowError
             self.put(device, Kind.W)
-        if arrival is None:
-            return
-        w = self.seconds[Kind.W]
+        arrival, w = self.arrival(device, kind, microbatch), self.seconds[Kind.W]
         while self.pending(device) and self.now[device] + w <= arrival:
             self.put(device, Kind.W)
         wait = arrival - self.now[device]

@@ -3,8 +3,8 @@
 Placement: device r holds stages r and 2 p - 1 - r.
 
 Source:
-    Qi et al., "Pipeline Parallelism with Controllable Memory", arXiv:2405.15362; the rules are those
-    of the authors' ZB-V scheduler.
+    Qi et al., "Pipeline Parallelism with Controllable Memory", arXiv:2405.15362; the rules are
+    those of the authors' ZB-V scheduler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROUNDING = 1e-9  # sums of activation shares are compared up to this
 _KINDS = np.array([Kind.F, Kind.I, Kind.W], np.int8)
 
 
-class _Stuck(Exception):
+class _StuckError(Exception):
     """The rules have no op to place: too few microbatches."""
 
 
@@ -47,7 +47,7 @@ def zb_v_greedy(shape: Shape) -> Order:
     for before_backward, before_forward in product([True, False], repeat=2):
         try:
             search = _improve(shape, before_forward=before_forward, before_backward=before_backward)
-        except _Stuck:
+        except _StuckError:
             raise ScheduleError(
                 f"zb_v_greedy: m={m} is too few for p={p}: use {least} microbatches, or zb_v"
             ) from None
@@ -124,15 +124,15 @@ class _Search:
         count = self.count[device]
         microbatch = count[code]
         if microbatch >= self.m or self.held[device] + self.change[kind] > self.limit:
-            raise _Stuck
+            raise _StuckError
         begin = self.now[device]
         if kind < 2:
             if code and self.ends[self._at(code - 1, device, microbatch)] < 0:
-                raise _Stuck
+                raise _StuckError
             source = self._input(code, device, microbatch)
             if source >= 0:
                 if self.ends[source] < 0:
-                    raise _Stuck
+                    raise _StuckError
                 begin = max(begin, self.ends[source] + self.hop)
         if count[0]:
             self.idle[device] += begin - self.now[device]
@@ -147,7 +147,7 @@ class _Search:
 
     def _put_weight(self, device: int) -> None:
         if not self.pending[device]:
-            raise _Stuck
+            raise _StuckError
         self._put(4 + self.pending[device].popleft(), device)
 
     def _warm_up(self) -> None:
@@ -168,8 +168,8 @@ class _Search:
             self._put(1, device)
         visit = 0
         for device in range(1, p):
-            ours, before = count[device], count[device - 1]
-            while ours[0] + ours[1] < before[0] + before[1] or ours[1] <= before[1] < m:
+            ours, theirs = count[device], count[device - 1]
+            while ours[0] + ours[1] < theirs[0] + theirs[1] or ours[1] <= theirs[1] < m:
                 for other in reversed(range(device, p)):
                     if count[other][visit] < m:
                         self._put(visit, other)
@@ -181,7 +181,8 @@ class _Search:
         for device in range(p):
             while self.held[device] + self.change[1] > self.limit:
                 self._put_weight(device)
-        second, first = [], []
+        second: list[int] = []
+        first: list[int] = []
         for device in range(p):
             ready = count[device][3] < count[device][2] and (
                 device == p - 1
