@@ -85,7 +85,7 @@ def split_by_layer(context: Context, model: Model, batch: int) -> Agreement:
     whole, transport = _whole(context, model, batch), Transport(context)
     counts = deal(count_layers(model), context.world)
     start = sum(counts[: context.rank])
-    mine = nn.Sequential(*whole.module[start : start + counts[context.rank]])
+    mine = nn.Sequential(*list(whole.module)[start : start + counts[context.rank]])
     entering = whole.inputs
     if context.rank:
         with torch.no_grad():  # for the shape alone
