@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from mpsim.cost.collectives import collective_seconds
 from mpsim.cost.compute import kernel_seconds
 from mpsim.cost.overlap import overlapped
+from mpsim.cost.textbook import ring_all_reduce, ring_gather, textbook_seconds
 from mpsim.cost.topology import group_of
-from mpsim.spec.cluster import ClusterSpec
+from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.profile import LinkFit, Profile
 from mpsim.workload.layers import Exchange, Kernel, Layer
 
 COMPUTE, LAUNCH, UPDATE = "compute", "launch", "update"
 """Parts of an op in which its device computes, or waits for its host to launch."""
+
+Steps = tuple[Kernel | Exchange, ...]
 
 Parts = Mapping[str, float]
 """Seconds by part: compute, launch, update, and exchanges such as ``tensor exchange``."""
@@ -42,6 +47,9 @@ class Machine:
         if node.shared_uplink and group.inside > 1:
             shared = link.bandwidth / group.inside
             link = link.model_copy(update={"bandwidth": shared})
+        if self.plan.collectives == "ring" and group.size > 1:
+            slowest = self.cluster.network if group.spans_nodes else link
+            return _flat_ring_seconds(op, nbytes, group.size, slowest or link)
         seconds = collective_seconds(
             op,
             nbytes,
@@ -66,6 +74,16 @@ class Machine:
     def host_seconds_per_launch(self) -> float:
         """Host time to launch one kernel: the driver's and the framework's share."""
         return self.profile.launch.host + self.profile.launch.dispatch
+
+
+def _flat_ring_seconds(op: str, nbytes: float, size: int, link: LinkSpec) -> float:
+    """Seconds of a collective by one ring over all members, whatever nodes they are on."""
+    whole = np.asarray(nbytes, float)
+    if op == "all_reduce":
+        return float(ring_all_reduce(whole, size, link))
+    if op in ("all_gather", "reduce_scatter"):
+        return float(ring_gather(whole, size, link))
+    return float(textbook_seconds(op, whole, size, link))
 
 
 @dataclass(frozen=True)
@@ -108,29 +126,35 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
     kernels = list({s: None for steps in passes for s in steps if isinstance(s, Kernel)})
     timed = kernel_seconds(kernels, machine.profile, machine.cluster.device)
     seconds = dict(zip(kernels, timed.tolist(), strict=True))
-    parts = [_pass(steps, seconds, machine) for steps in passes]
     return {
-        key: LayerSeconds(*parts[3 * index : 3 * index + 3]) for index, key in enumerate(distinct)
+        key: LayerSeconds(
+            _pass(layer.forward, seconds, machine, beside=layer.forward),
+            *(
+                _pass(steps, seconds, machine, beside=layer.backward_input + layer.backward_weight)
+                for steps in (layer.backward_input, layer.backward_weight)
+            ),
+        )
+        for key, layer in distinct.items()
     }
 
 
 def _pass(
-    steps: Sequence[Kernel | Exchange], seconds: Mapping[Kernel, float], machine: Machine
+    steps: Steps, seconds: Mapping[Kernel, float], machine: Machine, *, beside: Steps
 ) -> dict[str, float]:
-    """Seconds of one pass by part."""
+    """Seconds of one pass by part; its exchanges may run beside kernels of ``beside``."""
     tally = _Tally()
     named: dict[str, float] = {}
+    for step in beside:
+        if isinstance(step, Kernel):
+            named[step.name] = named.get(step.name, 0.0) + seconds[step] * step.count
     for step in steps:
         if isinstance(step, Kernel):
-            whole = seconds[step] * step.count
-            named[step.name] = named.get(step.name, 0.0) + whole
-            tally.device += whole
+            tally.device += seconds[step] * step.count
             tally.host += step.count * machine.host_seconds_per_launch
-    for step in steps:
-        if isinstance(step, Exchange):
+        else:
             whole = step.count * machine.exchange_seconds(step.op, step.axis, step.nbytes)
-            beside = named.get(step.beside, 0.0)
-            cost = overlapped(beside, whole) - beside if beside else whole
+            beside_it = named.get(step.beside, 0.0)
+            cost = overlapped(beside_it, whole) - beside_it if beside_it else whole
             name = f"{step.axis.replace('_', ' ')} exchange"
             tally.exchanges[name] = tally.exchanges.get(name, 0.0) + cost
     return tally.parts()

@@ -91,6 +91,9 @@ class PlanSpec(Declaration):
     p2p: Literal["async", "batched", "serial"] = "async"
     """Stage-to-stage transfers: on streams of their own, batched and blocking with rendezvous
     (Megatron without interleaving), or one by one."""
+    collectives: Literal["best", "ring"] = "best"
+    """Algorithms of collectives: the best for each size and topology, or one flat ring over all
+    members at the rate of the slowest link."""
     compression: Compression = Compression()
     """Gradient compression."""
     bucket: Bytes = 25 * 2**20

@@ -1,0 +1,156 @@
+"""A scenario compiled: its layers on stages, its order, its op graph, and the numbers of each op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mpsim.cost.derived import profile_of
+from mpsim.cost.estimate import estimate
+from mpsim.cost.passes import Machine, layer_seconds
+from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs
+from mpsim.cost.work import Work
+from mpsim.errors import ScenarioError, did_you_mean
+from mpsim.schedule.graph import OpGraph
+from mpsim.schedule.lowering import lower
+from mpsim.schedule.ops import Kind, Order
+from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
+from mpsim.spec.scenario import Scenario
+from mpsim.workload.build import build_layers
+from mpsim.workload.layers import Layer
+from mpsim.workload.partition import assign, partition
+
+_MOST_BUCKETS = 8
+"""Gradient buckets of a stage that are ops of their own; more change no time and cost events."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """What a scenario amounts to before it is run. P devices, N ops."""
+
+    scenario: Scenario
+    machine: Machine
+    stages: tuple[tuple[Layer, ...], ...]  # layers of each stage
+    costs: tuple[StageCost, ...]  # one for each stage
+    order: Order
+    graph: OpGraph
+    work: Work
+
+    @cached_property
+    def held(self) -> tuple[tuple[int, ...], ...]:
+        """Stages that each device of the pipeline holds, (P,)."""
+        compute = np.isin(self.graph.kind, (Kind.F, Kind.B, Kind.I))
+        return tuple(
+            tuple(np.unique(self.graph.stage[compute & (self.graph.device == device)]).tolist())
+            for device in range(self.graph.num_devices)
+        )
+
+
+def machine_of(scenario: Scenario) -> Machine:
+    """Cluster, plan, training and profile of a scenario."""
+    profile = profile_of(scenario.cluster.device)
+    return Machine(scenario.cluster, scenario.plan, scenario.training, profile)
+
+
+def stages_of(scenario: Scenario, machine: Machine) -> tuple[tuple[Layer, ...], ...]:
+    """The layers of each stage, as one device of each group holds them."""
+    layers = build_layers(scenario.model, scenario.plan, scenario.training)
+    seconds = None
+    if scenario.plan.partition == "time":
+        timed = layer_seconds(layers, machine)
+        seconds = [
+            sum(timed[id(layer)].forward.values())
+            + sum(timed[id(layer)].backward_input.values())
+            + sum(timed[id(layer)].backward_weight.values())
+            for layer in layers
+        ]
+    plan = scenario.plan
+    slices = partition(layers, plan.stages, how=plan.partition, seconds=seconds)
+    return tuple(assign(layers, slices, recompute_layers=plan.recompute_layers))
+
+
+def compile_scenario(scenario: Scenario) -> Compiled:
+    """The op graph of a scenario and its numbers.
+
+    Raises:
+        ScenarioError: If the plan cannot cut the model, or the schedule is unknown.
+        ScheduleError: If the schedule does not take these numbers of devices and microbatches.
+    """
+    machine = machine_of(scenario)
+    stages = stages_of(scenario, machine)
+    costs = tuple(stage_costs(stages, machine))
+    order = order_of(scenario, costs)
+    graph = lower(order, **_lowering(scenario, stages, machine))
+    work = estimate(graph, costs, machine)
+    return Compiled(scenario, machine, stages, costs, order, graph, work)
+
+
+def order_of(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
+    """The order that the plan names, or that its CSV file holds."""
+    plan = scenario.plan
+    if plan.schedule not in SCHEDULES:
+        hint = did_you_mean(plan.schedule, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
+        raise ScenarioError("plan.schedule", f"no schedule '{plan.schedule}'{hint}")
+    return make_order(
+        plan.schedule,
+        num_devices=plan.pipeline,
+        num_microbatches=scenario.microbatches,
+        num_chunks=plan.chunks,
+        group_size=plan.group_size,
+        num_slices=plan.slices,
+        drain=plan.drain,
+        times=op_times(costs),
+        memory_limit=plan.memory_limit,
+    )
+
+
+def op_times(costs: Sequence[StageCost]) -> OpTimes:
+    """Mean seconds of the ops, for schedules that are searched."""
+    count = len(costs)
+    return OpTimes(
+        forward=sum(sum(cost.forward.values()) for cost in costs) / count,
+        input=sum(sum(cost.backward_input.values()) for cost in costs) / count,
+        weight=sum(sum(cost.backward_weight.values()) for cost in costs) / count,
+    )
+
+
+def _lowering(
+    scenario: Scenario, stages: Sequence[Sequence[Layer]], machine: Machine
+) -> dict[str, object]:
+    """How the order is lowered: transfers, gradient exchange, gathers, the barrier."""
+    plan = scenario.plan
+    replicated = plan.data * plan.context > 1 and plan.zero < 3
+    reductions = "none"
+    if replicated or plan_copies_weights(plan.schedule):
+        reductions = "last" if plan.overlap_data else "end"
+    gathers = "none"
+    if replicated and plan.zero in (1, 2):
+        gathers = "start" if plan.overlap_data else "end"
+    buckets = [
+        min(
+            _MOST_BUCKETS,
+            math.ceil(
+                gradient_nbytes(sum(layer.parameters for layer in stage), machine) / plan.bucket
+            )
+            or 1,
+        )
+        for stage in stages
+    ]
+    return {
+        "p2p": plan.p2p,
+        "reductions": reductions,
+        "gathers": gathers,
+        "buckets": buckets if reductions == "last" else 1,
+        "step": True,
+        "barrier": plan.step_barrier and scenario.training.gradient_clipping,
+    }
+
+
+def plan_copies_weights(schedule: str) -> bool:
+    """Whether a schedule holds two copies of each stage, whose gradients are summed."""
+    entry = SCHEDULES.get(schedule)
+    return entry is not None and entry.placement == "bidirectional"
