@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from mpsim.spec.quantities import (
     Count,
@@ -129,7 +129,7 @@ class Transformer(Declaration):
     extra_parameters: CountOrZero = 0
     """Parameters of the published model that no field above describes; what they are is in the
     source."""
-    published_parameters: Count | None = None
+    published_parameters: PositiveInt | None = None
     """Parameter count as published, for checks."""
     source: str = "declared in the scenario"
     """Where the dimensions come from."""
