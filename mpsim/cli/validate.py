@@ -1,0 +1,176 @@
+"""``mpsim validate``: predictions against measured training runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+import mpsim
+from mpsim.errors import ScenarioError
+from mpsim.validation import text
+from mpsim.validation.comparison import Comparison
+from mpsim.validation.fit import apply_factors, choose, fit_factors
+from mpsim.validation.plot import plot_scatter
+from mpsim.validation.predict import compare_all
+from mpsim.validation.records import Problem, Record, read_records, value_at
+from mpsim.validation.series import read_series, score_series
+from mpsim.validation.statistics import by_source, over_sources, summarise
+
+_SERIES = "series.jsonl"
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--profile", help="Profile, by name or file, instead of each device's own.")
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Only records with this value: gpu=a100-sxm-80gb, plan.zero=3, source=...; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write predicted against measured.")
+@click.option("--strict", is_flag=True, help="Fail (exit code 2) if any record is left out.")
+@click.option(
+    "--fit-on",
+    metavar="FILE|N",
+    help="Fit global factors on these records, or on N drawn at random, and score the rest.",
+)
+@click.option("--series", is_flag=True, help="Also ratios within series.jsonl beside the records.")
+@click.option("--worst", type=click.IntRange(min=0), default=10, help="How many worst rows.")
+@click.option("--processes", type=click.IntRange(min=1), help="Workers; default: all cores.")
+def validate(
+    files: Sequence[Path],
+    *,
+    profile: str | None,
+    conditions: Sequence[str],
+    as_json: bool,
+    plot: Path | None,
+    strict: bool,
+    fit_on: str | None,
+    series: bool,
+    worst: int,
+    processes: int | None,
+) -> None:
+    """Predict the measured runs in FILES (JSON lines, or folders of them) and say how far off.
+
+    Without FILES: the published runs in $MPSIM_DATA/data/measured, or in shared/data/measured
+    beside the project. docs/record-format.md describes the records; own runs go the same way.
+    """
+    paths = list(files) or [_published()]
+    records, problems = read_records(paths)
+    kept = select(records, conditions)
+    rows = compare_all(kept, profile=profile, processes=processes)
+    factors, fitted, rows = _calibrated(rows, fit_on, profile, processes)
+    scores = score_series(_series(paths), rows) if series else {}
+    if plot is not None:
+        plot_scatter(rows, plot)
+    if as_json:
+        click.echo(json.dumps(as_tree(rows, problems, factors=factors, series=scores), indent=2))
+    else:
+        console = Console(highlight=False)
+        if factors:
+            text.show_factors(factors, fitted, console)
+        text.show(rows, problems, console, shown=worst)
+        if scores:
+            text.show_series(scores, console)
+    if strict and (problems or any(row.skipped is not None for row in rows)):
+        raise click.exceptions.Exit(2)
+
+
+def select(records: Iterable[Record], conditions: Sequence[str]) -> list[Record]:
+    """The records that meet all conditions ``path=value``.
+
+    Raises:
+        ScenarioError: If a condition is not of that form, or records have no such field.
+    """
+    wanted = []
+    for condition in conditions:
+        path, equals, value = condition.partition("=")
+        if not equals:
+            raise ScenarioError(f"--where {condition}", "write it as path=value, as in plan.zero=3")
+        wanted.append((path.strip(), value.strip().lower()))
+    if not wanted:
+        return list(records)
+    return [record for record in records if _meets(record.model_dump(), wanted)]
+
+
+def as_tree(
+    rows: Sequence[Comparison],
+    problems: Sequence[Problem] = (),
+    *,
+    factors: dict[str, float] | None = None,
+    series: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The scoreboard as plain values."""
+    sources = by_source(rows)
+    tree: dict[str, Any] = {
+        "records": [row.as_json() for row in rows],
+        "problems": [vars(problem) for problem in problems],
+        "sources": {name: summary.as_json() for name, summary in sources.items()},
+        "total": summarise(rows).as_json() | {"over_sources": vars(over_sources(sources))},
+    }
+    if factors:
+        tree["factors"] = factors
+    if series:
+        tree["series"] = {variable: vars(score) for variable, score in series.items()}
+    return tree
+
+
+def _meets(tree: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> bool:
+    """Whether a record's values are, as text, those wanted; ``null`` is no value."""
+    for path, value in wanted:
+        found = value_at(tree, path)
+        shown = "null" if found is None else json.dumps(found).strip('"')
+        if shown.lower() != value:
+            return False
+    return True
+
+
+def _calibrated(
+    rows: list[Comparison], fit_on: str | None, profile: str | None, processes: int | None
+) -> tuple[dict[str, float], int, list[Comparison]]:
+    """Factors fitted on some rows, how many they were, and the other rows with the factors."""
+    if fit_on is None:
+        return {}, 0, rows
+    if fit_on.isdigit():
+        chosen = choose(rows, int(fit_on))
+    else:
+        records, _ = read_records([Path(fit_on)])
+        chosen = compare_all(records, profile=profile, processes=processes)
+    factors = fit_factors(chosen)
+    used = {row.record.id for row in chosen}
+    rest = [apply_factors(row, factors) for row in rows if row.record.id not in used]
+    return factors, len(chosen), rest
+
+
+def _published() -> Path:
+    """The folder of published runs.
+
+    Raises:
+        ScenarioError: If it is not there.
+    """
+    beside = Path(mpsim.__file__).resolve().parents[2] / "shared"
+    shared = Path(os.environ.get("MPSIM_DATA", beside if beside.is_dir() else "../shared"))
+    folder = shared / "data" / "measured"
+    if not folder.is_dir():
+        raise ScenarioError(
+            str(folder), "no measured runs there; name a file, or set MPSIM_DATA to their folder"
+        )
+    return folder
+
+
+def _series(paths: Iterable[Path]) -> list[Any]:
+    """The series beside the records."""
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+    files = [folder / _SERIES for folder in folders if (folder / _SERIES).is_file()]
+    if not files:
+        raise ScenarioError("--series", f"no {_SERIES} beside the records")
+    return [item for file in files for item in read_series(file)]
