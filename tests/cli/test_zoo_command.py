@@ -44,7 +44,7 @@ def test_a_model_shows_its_exact_parameters():
 
 def test_a_cluster_shows_its_links_and_price():
     row = next(line for line in run("clusters").output.splitlines() if " aws-p4d " in line)
-    for cell in ("a100-sxm-40gb", "8 x nvlink3", "efa-50", "4.0965 USD/hour"):
+    for cell in ("a100-sxm-40gb", "8 x nvlink3", "efa-50", "4.0963 USD/hour"):
         assert cell in row
 
 

@@ -1,6 +1,7 @@
 """Every entry of the zoo is well formed, sourced, and agrees with what was published."""
 
 import json
+import re
 import time
 from importlib.resources import files
 
@@ -228,6 +229,14 @@ class TestClusters:
         if spec.price_source:
             assert "20" in spec.price_source
             assert 0.1 < spec.price * 3600 < 20
+
+    @pytest.mark.parametrize("name", zoo.names("clusters"))
+    def test_price_is_the_node_s_over_its_devices(self, name):
+        spec = cluster(name)
+        stated = re.search(r"([\d.]+) USD/h for (\d+) devices", spec.price_source or "")
+        if stated:
+            # written to four decimals
+            assert spec.price * 3600 == pytest.approx(float(stated[1]) / int(stated[2]), abs=1e-4)
 
     def test_efa_share_is_the_instance_s_rate_over_its_devices(self):
         assert cluster("aws-p4d").network.bandwidth == 400e9 / 8 / 8
