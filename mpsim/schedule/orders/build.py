@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from mpsim.errors import ScheduleError
 from mpsim.schedule.ops import Ints, Kind, Order
 
-
 Whole = NDArray[np.integer[Any]]
 """Whole numbers of any width."""
 

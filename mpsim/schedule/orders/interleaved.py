@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from mpsim.errors import ScheduleError
-from mpsim.schedule.check import blocked
+from mpsim.schedule.check import stuck
 from mpsim.schedule.ops import Ints, Kind, Order
 from mpsim.schedule.orders.build import Family, Shape, devices_of, multiples, place, require
 from mpsim.schedule.orders.flat import forwards_and_backwards
 from mpsim.schedule.orders.zero_bubble import split_positions
+from mpsim.schedule.text import rows_of
 
 
 def interleaved_1f1b(shape: Shape) -> Order:
@@ -30,7 +31,7 @@ def interleaved_1f1b(shape: Shape) -> Order:
         Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters",
         arXiv:2104.04473; Megatron-LM, ``get_schedule_table``.
     """
-    group = _group(shape)
+    group = _group("interleaved_1f1b", shape)
     warmup = 2 * (shape.num_devices - 1 - devices_of(shape)) + (shape.num_chunks - 1) * group
     return _ending(place("interleaved_1f1b", shape, _by_table(shape, group, warmup)), group)
 
@@ -51,7 +52,7 @@ def combined_1f1b(shape: Shape) -> Order:
         f"combined_1f1b needs 2 or more chunks on p={shape.num_devices} devices, not 1: "
         "use chunks 2, or 1f1b",
     )
-    group = _group(shape)
+    group = _group("combined_1f1b", shape)
     ahead = 2 * (shape.num_devices - 1 - devices_of(shape)) + (shape.num_chunks - 1) * group + 1
     total = shape.num_microbatches * shape.num_chunks
     warmup = np.minimum(ahead, total)
@@ -128,19 +129,19 @@ def group_table(num_microbatches: int, num_chunks: int, group: int) -> tuple[Int
     return inside // width, first + inside % width
 
 
-def _group(shape: Shape) -> int:
+def _group(name: str, shape: Shape) -> int:
     """The group size asked for, or p."""
     p, m = shape.num_devices, shape.num_microbatches
     if shape.group_size is None:
         legal = legal_group_size(p, m)
         require(
             shape.num_chunks == 1 or m % p == 0,
-            f"interleaved 1F1B: m={m} must be a multiple of p={p}, or use group size {legal}",
+            f"{name}: m={m} must be a multiple of p={p}, or use group size {legal}",
         )
         return p
     require(
         shape.group_size <= m,
-        f"interleaved 1F1B: group size {shape.group_size} exceeds m={m}: use at most {m}",
+        f"{name}: group size {shape.group_size} exceeds m={m}: use at most {m}",
     )
     return shape.group_size
 
@@ -160,7 +161,7 @@ def _ending(order: Order, group: int) -> Order:
     """The order, unless its groups are so small that devices wait for each other."""
     p, m = order.num_devices, order.num_microbatches
     # A group of p or more always ends; for less it depends on what stands behind the group.
-    if group < p and len(blocked(order)):
+    if group < p and stuck(rows_of(order)):
         legal = legal_group_size(p, m)
         raise ScheduleError(
             f"{order.schedule}: group size {group} is less than p={p} and deadlocks with m={m} "
