@@ -1,0 +1,170 @@
+"""What one pipeline device holds: components by name, and what each microbatch adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from mpsim.cost.memory_state import stage_state
+from mpsim.spec.plan import PlanSpec, TrainingSpec
+from mpsim.workload.layers import Layer
+
+
+@dataclass(frozen=True)
+class ChunkMemory:
+    """What a microbatch holds of one stage (model chunk) of a device, bytes.
+
+    From the begin of its forward op until the end of its backward op (I or W of a split one, as
+    the plan releases), ``activations`` are held; during the forward op ``forward_transient`` comes
+    on top, during the backward op ``backward_transient``.
+    """
+
+    activations: Mapping[str, float]  # name of the kept tensor → B
+    forward_transient: float = 0.0
+    backward_transient: float = 0.0
+
+    @property
+    def nbytes(self) -> float:
+        """B that one microbatch in flight holds."""
+        return sum(self.activations.values())
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Memory of one pipeline device in its parts, bytes.
+
+    ``static`` is held during the whole step and is what torch's allocator hands out;
+    ``update_transient`` comes on top during the optimizer's update. The allocator reserves
+    ``fragmentation`` times more than it hands out. ``outside`` of the allocator stand the driver's
+    context and the communicators' buffers: the driver's tools show reserved + outside.
+    """
+
+    static: Mapping[str, float]
+    chunks: tuple[ChunkMemory, ...]
+    update_transient: float = 0.0
+    outside: Mapping[str, float] = field(default_factory=dict)
+    fragmentation: float = 0.0
+
+    @property
+    def static_nbytes(self) -> float:
+        """B held during the whole step."""
+        return sum(self.static.values())
+
+    def reserved(self, allocated: float) -> float:
+        """B that the allocator takes from the driver to hand out ``allocated``."""
+        return allocated * (1 + self.fragmentation)
+
+    def shown(self, allocated: float) -> float:
+        """B that the driver's tools show (nvidia-smi): reserved, context, communicators."""
+        return self.reserved(allocated) + sum(self.outside.values())
+
+
+def stage_memory(
+    chunks: Sequence[Sequence[Layer]],
+    plan: PlanSpec,
+    training: TrainingSpec,
+    *,
+    context: float = 0.0,
+) -> StageMemory:
+    """Memory of the device that holds some stages.
+
+    Args:
+        chunks: The layers of each stage of the device, in the order of its chunks, as ``assign``
+            gives them.
+        plan: How the model is divided.
+        training: Precision, optimizer, microbatch.
+        context: B that driver and runtime keep on the device (``DeviceSpec.reserved``).
+    """
+    flat = [layer for chunk in chunks for layer in chunk]
+    state = stage_state(flat, plan, training)
+    buffers = _pipeline_buffers(chunks, plan)
+    if buffers:
+        state.static["pipeline_buffers"] = buffers
+    if "activations" in plan.offload:
+        widest = max((_kept(layer) for layer in flat), default=0.0)
+        state.static["offload_buffers"] = state.static.get("offload_buffers", 0.0) + 2 * widest
+    return StageMemory(
+        state.static,
+        tuple(chunk_memory(chunk, offloaded="activations" in plan.offload) for chunk in chunks),
+        state.update_transient,
+        {"context": context, "communicators": communicator_buffers(plan)},
+        plan.fragmentation,
+    )
+
+
+def peak_of(memory: StageMemory, in_flight: int | Sequence[int]) -> float:
+    """Greatest bytes allocated with so many microbatches in flight.
+
+    Every chunk holds its microbatches, and one of them runs its forward or backward op.
+
+    Args:
+        memory: The device.
+        in_flight: Microbatches of each chunk, or of every chunk alike.
+    """
+    chunks = memory.chunks
+    counts = [in_flight] * len(chunks) if isinstance(in_flight, int) else list(in_flight)
+    held = sum(chunk.nbytes * count for chunk, count in zip(chunks, counts, strict=True))
+    transient = max(
+        (
+            max(chunk.forward_transient, chunk.backward_transient)
+            for chunk, count in zip(chunks, counts, strict=True)
+            if count
+        ),
+        default=0.0,
+    )
+    return memory.static_nbytes + max(held + transient, memory.update_transient)
+
+
+def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMemory:
+    """What a microbatch holds of one stage.
+
+    Forward, the kept tensors of the layers up to the running one are there, and its temporaries;
+    backward, those of the layers from the first to the running one. The transients are what the
+    worst of these moments needs beyond all the kept tensors.
+
+    Where a whole network is recomputed, its layers keep nothing: the stage's input is kept, and
+    backward holds what all of the stage's layers would have kept.
+    """
+    kept: dict[str, float] = {}
+    for layer in layers:
+        for saved in layer.saved:
+            kept[saved.name] = kept.get(saved.name, 0.0) + saved.nbytes
+    revived = sum(_kept(layer.plain) for layer in layers if layer.plain and not layer.saved)
+    if layers and layers[0].plain and not layers[0].saved:
+        kept["stage_input"] = layers[0].input_nbytes
+    sums = list(accumulate(_kept(layer) for layer in layers))
+    total = sum(kept.values())
+    forward = backward = 0.0
+    for held, layer in zip(sums, layers, strict=True):
+        forward = max(forward, held + layer.forward_workspace_nbytes - total)
+        backward = max(backward, held + layer.workspace_nbytes + revived - total)
+    return ChunkMemory({} if offloaded else kept, forward, backward)
+
+
+def _kept(layer: Layer) -> float:
+    return sum(saved.nbytes for saved in layer.saved)
+
+
+def _pipeline_buffers(chunks: Sequence[Sequence[Layer]], plan: PlanSpec) -> float:
+    """Boundary tensors held beside the stages' own: the gradient received, the next input.
+
+    The input of a stage is kept by its first layer, and the output sent is freed once it is sent
+    (Megatron's ``deallocate_pipeline_outputs``).
+    """
+    if plan.pipeline == 1:
+        return 0.0
+    boundary = max((chunk[-1].output_nbytes for chunk in chunks if chunk), default=0.0)
+    inputs = max((chunk[0].output_nbytes for chunk in chunks if chunk), default=0.0)
+    return boundary + inputs
+
+
+COMMUNICATOR_BYTES = 16 * 2 * 4 * 2**20
+"""Device memory of one NCCL communicator: 16 channels, each with send and receive buffers of
+NCCL_BUFFSIZE = 4 MiB (NCCL user guide, environment variables; the number of channels varies)."""
+
+
+def communicator_buffers(plan: PlanSpec) -> float:
+    """B of the communicators' buffers: one communicator for each axis of more than one device."""
+    degrees = (plan.tensor, plan.pipeline, plan.data, plan.context, plan.expert)
+    return float(COMMUNICATOR_BYTES * sum(degree > 1 for degree in degrees))
