@@ -40,14 +40,14 @@ _PIPE_WIDTH = 160
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def zoo(what: str | None, name: str | None, *, as_json: bool) -> None:
-    r"""List and show devices, links, clusters, models, profiles with their sources.
+    """List and show devices, links, clusters, models, profiles with their sources.
 
     \b
     mpsim zoo                          everything
     mpsim zoo models                   one kind
     mpsim zoo show a100-sxm-80gb       one entry, as a scenario may write it
     mpsim zoo devices a100-sxm-80gb    the same, of one kind
-    """
+    """  # noqa: D301  (click keeps lines after a backspace)
     chosen = _choose(what, name)
     if as_json:
         click.echo(json.dumps(chosen, indent=2, default=str))

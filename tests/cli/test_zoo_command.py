@@ -80,6 +80,11 @@ def test_json_has_the_entries_by_kind_and_name():
     assert json.loads(run("show", "gpt2", "--json").output)["models"]["gpt2"]["layers"] == 12
 
 
+def test_help_keeps_its_examples_on_lines_of_their_own():
+    lines = run("--help").output.splitlines()
+    assert "  mpsim zoo models                   one kind" in lines
+
+
 MESSAGES = [
     (["devics"], "error: zoo: no kind 'devics'; did you mean 'devices'?"),
     (["show", "deepsek-v3"], "error: zoo: no entry 'deepsek-v3'; did you mean 'deepseek-v3'?"),
