@@ -27,7 +27,7 @@ def run(graph: OpGraph, work: Work) -> Timeline:
     """
     seconds = work.durations()
     begin = np.zeros(seconds.shape)
-    arrays = [graph.topological, graph.previous, graph.pred_starts, graph.pred]
+    arrays: list[NDArray[Any]] = [graph.topological, graph.previous, graph.pred_starts, graph.pred]
     if seconds.ndim == 2:
         return _run_samples(graph, seconds, begin)
     if pays(graph.num_ops):

@@ -32,6 +32,6 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     from numba import njit
 
     try:
-        return njit(cache=True, nogil=True)(loop)  # type: ignore[no-any-return]
+        return njit(cache=True, nogil=True)(loop)
     except RuntimeError:  # "no locator available": nowhere to keep the code
-        return njit(nogil=True)(loop)  # type: ignore[no-any-return]
+        return njit(nogil=True)(loop)

@@ -25,12 +25,12 @@ sharded); after the update."""
 
 def weight_producers(order: Order) -> NDArray[np.bool_]:  # (N,)
     """Entries that end with gradients of weights: whole backwards, and ``W``."""
-    return (order.kind == Kind.B) | (order.kind == Kind.W)
+    return np.equal(order.kind, Kind.B) | np.equal(order.kind, Kind.W)
 
 
 def parameter_users(order: Order) -> NDArray[np.bool_]:  # (N,)
     """Entries that need the parameters: all but ``W``."""
-    return order.kind != Kind.W
+    return np.not_equal(order.kind, Kind.W)
 
 
 def first_and_last(order: Order) -> tuple[Ints, Ints]:

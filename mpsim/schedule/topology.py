@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,7 +124,8 @@ def sequenced(stream: Ints, num_streams: int, *, pred_starts: Ints, pred: Ints) 
         pred,
         np.zeros(num_ops, bool),
     ]
-    link, advance = _link, _advance
+    link: Callable[..., Any] = _link
+    advance: Callable[..., int] = _advance
     if pays(num_ops):
         link, advance = compiled(_link), compiled(_advance)
     else:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mpsim.errors import ScheduleError
 from mpsim.schedule.ops import Ints, Kind, Op, Order
-from mpsim.schedule.topology import Edges
+from mpsim.schedule.topology import Edges, Indices
 
 Bools = NDArray[np.bool_]
 P2P = Literal["latency", "async", "batched", "serial"]
@@ -49,8 +49,8 @@ class Placed:
 class Needs(NamedTuple):
     """Which entry takes its input from which. Letter: E pairs of entries."""
 
-    consumer: Ints  # (E,)
-    producer: Ints  # (E,)
+    consumer: Indices  # (E,)
+    producer: Indices  # (E,)
 
 
 def _name(order: Order, entry: int) -> str:
@@ -60,7 +60,7 @@ def _name(order: Order, entry: int) -> str:
     )
 
 
-def _checked(order: Order, what: str, *, consumer: Ints, producer: Ints) -> Needs:
+def _checked(order: Order, what: str, *, consumer: Indices, producer: Indices) -> Needs:
     """The pairs; a producer that no device runs is an error."""
     absent = np.flatnonzero(producer < 0)
     if len(absent):
@@ -71,7 +71,7 @@ def _checked(order: Order, what: str, *, consumer: Ints, producer: Ints) -> Need
     return Needs(consumer, producer)
 
 
-def _positions(order: Order, key: Ints, entries: Ints) -> Ints:
+def _positions(order: Order, key: Ints, entries: Indices) -> Ints:
     """Entry of each (stage, microbatch, slice); -1: none."""
     size = order.num_stages * order.num_microbatches * order.num_slices
     position = np.full(size, -1, np.int32)
@@ -83,7 +83,7 @@ def _positions(order: Order, key: Ints, entries: Ints) -> Ints:
     return position
 
 
-def _own(order: Order, kind: str, *, consumer: Ints, producer: Ints) -> Needs:
+def _own(order: Order, kind: str, *, consumer: Indices, producer: Indices) -> Needs:
     """As ``_checked``, and both on one device: their activations do not travel."""
     needs = _checked(order, f"its own {kind}", consumer=consumer, producer=producer)
     device = order.device
@@ -197,7 +197,7 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
     device = np.concatenate([sender, receiver])
     transfer = np.tile(np.arange(first, first + count, dtype=np.int32), 2)
     receives = np.repeat([False, True], count)
-    is_forward = np.tile(order.kind[moved.producer] == Kind.F, 2)
+    is_forward: Bools = np.tile(order.kind[moved.producer] == Kind.F, 2)
     phase = _phases(gap, device, receives=receives, is_forward=is_forward, placed=placed, p2p=p2p)
     by_gap = np.lexsort((transfer, phase, gap))
     gap, phase, device, transfer = gap[by_gap], phase[by_gap], device[by_gap], transfer[by_gap]
@@ -215,22 +215,21 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
 
 
 def _phases(
-    gap: Ints, device: Ints, *, receives: Bools, is_forward: Bools, placed: Placed, p2p: P2P
-) -> Ints:
+    gap: Indices, device: Indices, *, receives: Bools, is_forward: Bools, placed: Placed, p2p: P2P
+) -> Indices:
     """When in its gap each transfer has its turn, counted from 0."""
     order = placed.order
     num_gaps = int(placed.starts[-1]) + order.num_devices
     single = order.num_stages == order.num_devices and order.weight_copies == 1
-    sends_forward = np.zeros((num_gaps, 2), np.bool_)  # by gap: sends one; receives one
-    sends_backward = np.zeros((num_gaps, 2), np.bool_)
+    forwards = np.zeros((num_gaps, 2), np.bool_)  # by gap: sends one; receives one
+    backwards = np.zeros((num_gaps, 2), np.bool_)
     side = receives.astype(np.int8)
-    sends_forward[gap[is_forward], side[is_forward]] = True
-    sends_backward[gap[~is_forward], side[~is_forward]] = True
-    one_way = (sends_forward.all(axis=1) | sends_backward.all(axis=1)) & single
+    forwards[gap[is_forward], side[is_forward]] = True
+    backwards[gap[~is_forward], side[~is_forward]] = True
+    one_way: Bools = ((forwards.sum(axis=1) == 2) | (backwards.sum(axis=1) == 2))[gap] & single
     if p2p == "batched":
-        both = one_way[gap]
-        return np.where(both & receives, 1, 0)
-    receives_first = (device % 2 == 0) & ~one_way[gap]
+        return np.where(one_way & receives, 1, 0)
+    receives_first = (device % 2 == 0) & ~one_way
     second = receives != receives_first
     by_turn = np.lexsort((second, gap))
     new_gap = np.ones(len(gap), np.bool_)
