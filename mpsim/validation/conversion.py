@@ -222,10 +222,16 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "overlap_data": overlap_data,
         "overlap_tensor": overlap_tensor and tensor > 1,
         "overlap_expert": "expert all-to-all overlap on" in record.notes,
-        "p2p": "batched" if legacy or plan.overlap_pipeline is False else "async",
+        "p2p": _p2p(record, legacy),
         "offload": ["activations"] if "offloading_num_layers" in (plan.offload or "") else [],
     }
     return tree | _schedule(record, pipeline, chunks, notes) | _recompute(record, notes, pipeline)
+
+
+def _p2p(record: Record, legacy: bool) -> str:
+    """How stages exchange: Megatron's plain schedules batch a send with a receive and wait."""
+    plain = record.plan.schedule in (None, "none", "1f1b", "gpipe")
+    return "batched" if plain and (legacy or record.plan.overlap_pipeline is False) else "async"
 
 
 def _chunks(record: Record, pipeline: int, notes: Assumptions) -> int:
