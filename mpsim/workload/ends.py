@@ -49,6 +49,8 @@ def embedding_layer(share: Share, model: Transformer) -> Layer:
     if model.embedding_norm:
         normed = norm(share, norm_weight(model, ""), name="embedding_norm", tokens=between)
         pieces.append(replace(normed, parameters=0.0))
+    if model.embedding_width:
+        pieces.append(_projection(share, "embedding_projection", model.embedding_width, hidden))
     output = float(between * hidden * e)
     layer = join("embedding", "embedding", pieces, output=output, workspace=2 * nbytes)
     return replace(layer, forward_workspace_nbytes=nbytes)
@@ -62,7 +64,8 @@ def head_layer(share: Share, model: Transformer) -> Layer:
     """
     tokens, hidden = share.tokens, model.hidden
     nbytes = float(tokens * hidden * share.element)
-    weight = Weight("head", hidden, model.vocab, model.head_bias, "column")
+    width = model.embedding_width or hidden
+    weight = Weight("head", width, model.vocab, model.head_bias, "column")
     product = linear(share, weight, Product(tokens, quantise=False))
     weights = head_weights(model)
     count = sum(w.on_device(share.tensor) for w in weights if w.name != "final_norm")
@@ -71,16 +74,23 @@ def head_layer(share: Share, model: Transformer) -> Layer:
     if model.final_norm:
         normed = norm(share, norm_weight(model, ""), name="final_norm", tokens=share.tokens_between)
         pieces.insert(0, normed)
+    if model.embedding_width:
+        pieces.insert(-2, _projection(share, "head_projection", hidden, width))
     logits = tokens * -(-model.vocab // share.tensor)
     forward, backward = logits_workspace(share, logits)
     layer = join("head", "head", pieces, output=0.0, workspace=backward + 2 * nbytes)
-    table = model.vocab * model.hidden / share.tensor if model.tied_embeddings else 0.0
     return replace(
         layer,
         forward_workspace_nbytes=forward,
         tied_to="embedding" if model.tied_embeddings else None,
-        facts={"tied_parameters": table, "logits": float(logits)},
+        facts={"tied_parameters": model.vocab * width / share.tensor, "logits": float(logits)},
     )
+
+
+def _projection(share: Share, name: str, inputs: int, outputs: int) -> Piece:
+    """Matrix between a narrower embedding and the residual stream; counted with the end's own."""
+    piece = linear(share, Weight(name, inputs, outputs), Product(share.tokens, quantise=False))
+    return replace(piece, parameters=0.0)
 
 
 def _around_head(share: Share, product: Piece, nbytes: float) -> Piece:

@@ -52,16 +52,17 @@ def parameter_count(model: ModelSpec, *, sequence: int = 0, with_mtp: bool = Tru
     raise ScenarioError("model.torch", "a torch module has to be traced before it is counted")
 
 
-def active_parameters(model: Transformer) -> int:
+def active_parameters(model: Transformer, *, sequence: int = 0) -> int:
     """Parameters that work on one token: all but the routed experts it does not visit.
 
     The token table counts as a whole, as in publications ("37B activated" of DeepSeek-V3).
     """
+    count = parameter_count(model, sequence=sequence)
     if model.experts is None:
-        return parameter_count(model)
+        return count
     idle = model.experts.count - model.experts.per_token
     of_one = _sum(mlp_weights(model, model.experts.ffn))
-    return parameter_count(model) - (expert_layers(model) + model.mtp_layers) * idle * of_one
+    return count - (expert_layers(model) + model.mtp_layers) * idle * of_one
 
 
 def network_parameters(layer: NetworkLayer) -> int:

@@ -144,6 +144,6 @@ def _mtp(share: Share, model: Transformer, layer: Layer) -> Layer:
         max(layer.workspace_nbytes, head.workspace_nbytes),
         layer.expert_parameters,
         tied_to="embedding",
-        facts={"tied_parameters": model.vocab * model.hidden / share.tensor},
+        facts=head.facts,
         forward_workspace_nbytes=head.forward_workspace_nbytes,
     )
