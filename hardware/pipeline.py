@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from .models import (
     make_batch,
 )
 from .runtime import OpEvent, Recorder, Stage, instrumented, load
+from .timing import agree
 from .transport import Transport
 from .worker import Context
 from .workers import Workers
@@ -48,6 +50,7 @@ class PipelineJob:
         communication: Whether the text has sends and receives.
         steps: Steps timed.
         warmup: Steps before them, not timed.
+        budget: Seconds to fill with timed steps; ``steps`` is then the least number.
         learning_rate: Of plain gradient descent after each step; 0: weights stay, and gradients are
             returned.
         seed: Of weights and data.
@@ -65,6 +68,7 @@ class PipelineJob:
     communication: bool = False
     steps: int = 1
     warmup: int = 0
+    budget: float = 0.0
     learning_rate: float = 0.0
     seed: int = 0
     record: bool = True
@@ -97,6 +101,7 @@ class PipelineRun:
         gradients: Gradients by parameter (``layer.name``) after the last step, if weights stay.
         peak_bytes: Peak memory of each worker, if asked for.
         clock_offsets: Seconds that each worker's clock was ahead of the first one's.
+        spans: Begin and end of each timed step on each worker, by worker.
     """
 
     step_seconds: tuple[float, ...]
@@ -105,6 +110,7 @@ class PipelineRun:
     gradients: dict[str, Tensor]
     peak_bytes: tuple[int, ...]
     clock_offsets: tuple[float, ...]
+    spans: tuple[tuple[tuple[float, float], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ def run_pipeline(workers: Workers, job: PipelineJob) -> PipelineRun:
         gradients={name: grad for share in shares for name, grad in share.gradients.items()},
         peak_bytes=tuple(share.peak for share in shares),
         clock_offsets=tuple(share.ahead for share in shares),
+        spans=tuple(tuple(zip(share.begins, share.ends, strict=True)) for share in shares),
     )
 
 
@@ -201,7 +208,9 @@ def _run_share(context: Context, job: PipelineJob, owners: tuple[int, ...]) -> _
             path = Path(folder) / "order.csv"
             path.write_text("\n".join(",".join(row) for row in read_rows(job.schedule)))
             step = _Step(context, job, owners, transport=transport, path=path)
-        for number in range(-job.warmup, job.steps):
+        for number in range(-job.warmup, 0):
+            step.run(share, number)
+        for number in range(_timed_steps(job, step, share)):
             step.run(share, number)
         if job.memory:
             with peak_memory(context.device) as peak:
@@ -212,6 +221,16 @@ def _run_share(context: Context, job: PipelineJob, owners: tuple[int, ...]) -> _
     if not job.learning_rate:
         share.gradients.update(step.gradients())
     return share
+
+
+def _timed_steps(job: PipelineJob, step: _Step, share: _Share) -> int:
+    """Number of steps to time: as asked for, or as fill the budget by the first worker's clock."""
+    if not job.budget:
+        return job.steps
+    begin = time.perf_counter()
+    step.run(share, -1)
+    once = time.perf_counter() - begin
+    return int(agree(max(job.steps, min(200, job.budget / once))))
 
 
 class _Step:
