@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from mpsim.errors import InfeasibleError, MpsimError, ScenarioError
+from mpsim.errors import ScenarioError
+from mpsim.planner.remedies import infeasible
 from mpsim.report import text
 from mpsim.report.metrics import Report
 from mpsim.report.record import record
-from mpsim.simulate import remedies_for, simulate
+from mpsim.simulate import simulate
 from mpsim.spec.reader import load_variants
 
 
@@ -147,10 +148,4 @@ def _refuse_what_does_not_fit(reports: Sequence[Report]) -> None:
     failed = [report for report in reports if not report.fits]
     if not failed or (len(reports) > 1 and len(failed) < len(reports)):
         return
-    errors: list[MpsimError] = [infeasible(report) for report in failed]
-    raise errors[0]
-
-
-def infeasible(report: Report) -> InfeasibleError:
-    """The error of a report that does not fit: need, have, stage, components and remedies."""
-    return remedies_for(report)
+    raise infeasible(failed[0])

@@ -286,3 +286,12 @@ def to_yaml(scenario: Scenario) -> str:
     """The scenario as YAML that :func:`load` reads back to an equal one."""
     tree = scenario.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def changed(scenario: Scenario, fields: Mapping[str, Any]) -> Scenario:
+    """The scenario with some fields replaced, by dotted path; all checks are made again.
+
+    Raises:
+        ScenarioError: If the changed scenario cannot be meant.
+    """
+    return build(scenario.model_dump(mode="json", exclude={"variants"}), fields)

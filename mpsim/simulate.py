@@ -1,0 +1,294 @@
+"""Scenario in, report out: the picture of the design, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mpsim.bounds import amdahl_causes, bubble_seconds, cut_volume
+from mpsim.cost.compiled import Compiled, compile_scenario, machine_of, op_times
+from mpsim.cost.estimate import sent_bytes
+from mpsim.cost.exchanged import exchanged_nbytes
+from mpsim.cost.memory import stage_memory
+from mpsim.cost.passes import LAUNCH, UPDATE
+from mpsim.cost.stages import stage_costs
+from mpsim.cost.work import Work
+from mpsim.engine import events, longest_path
+from mpsim.engine.disturbance import sample
+from mpsim.engine.timeline import Timeline
+from mpsim.report import explain
+from mpsim.report.memory import memory_use
+from mpsim.report.metrics import (
+    Amdahl,
+    DeviceUse,
+    Report,
+    Traffic,
+    Utilisation,
+    busy_seconds,
+)
+from mpsim.schedule.graph import OpGraph
+from mpsim.schedule.ops import Kind
+from mpsim.spec.model import Transformer
+from mpsim.spec.plan import PlanSpec
+from mpsim.spec.scenario import Scenario
+from mpsim.workload.build import build_layers
+from mpsim.workload.flops import model_flops
+from mpsim.workload.layers import Layer
+from mpsim.workload.parameters import parameter_count
+
+ENGINES: dict[str, Callable[[OpGraph, Work], Timeline]] = {
+    "events": events.run,
+    "fast": longest_path.run,
+}
+
+
+def simulate(scenario: Scenario, *, engine: str = "events") -> Report:
+    """Simulate one step of a scenario.
+
+    Args:
+        scenario: As :func:`mpsim.load` gives it.
+        engine: ``events`` (SimPy; links are shared) or ``fast`` (longest path).
+
+    Returns:
+        The report; whether it fits is in ``report.fits``.
+
+    Raises:
+        ScenarioError, ScheduleError: If the plan cannot be carried out.
+    """
+    compiled = compile_scenario(scenario)
+    timeline = ENGINES[engine](compiled.graph, compiled.work)
+    return _report(compiled, timeline, engine)
+
+
+def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
+    """All numbers of a simulated step."""
+    scenario, graph, work = compiled.scenario, compiled.graph, compiled.work
+    step = float(timeline.end.max())
+    causes = explain.waterfall(graph, work, step, run=longest_path.run)
+    one = one_device_seconds(scenario)
+    return Report(
+        scenario=scenario,
+        order=compiled.order,
+        graph=graph,
+        work=work,
+        timeline=timeline,
+        devices=_devices(compiled, timeline, step),
+        engine=engine,
+        waterfall=causes,
+        phases=_phase_texts(compiled),
+        phase_seconds=explain.phases(graph, timeline, work),
+        amdahl=_amdahl(scenario, causes, step, one),
+        bubble_formula=_bubble_formula(compiled),
+        traffic=_traffic(compiled),
+        utilisation=_utilisation(scenario, step),
+        minimum_devices=minimum_devices(scenario),
+        interval=_interval(compiled),
+        notes=_notes(compiled),
+    )
+
+
+def one_device_seconds(scenario: Scenario) -> float:
+    """Seconds of the step on one imaginary device, large enough for the whole model.
+
+    The same microbatches, one after the other, without exchanges or transfers, and one update.
+    """
+    alone = PlanSpec(
+        recompute=scenario.plan.recompute,
+        recompute_modules=scenario.plan.recompute_modules,
+        attention=scenario.plan.attention,
+        fused=scenario.plan.fused,
+        schedule="naive",
+    )
+    machine = replace(machine_of(scenario), plan=alone)
+    layers = build_layers(scenario.model, alone, scenario.training)
+    cost = stage_costs([layers], machine)[0]
+    microbatches = scenario.training.global_batch // scenario.training.microbatch
+    once = sum(map(sum, (p.values() for p in (cost.forward, cost.backward_input, cost.backward_weight))))
+    return microbatches * once + sum(cost.update.values())
+
+
+def _devices(compiled: Compiled, timeline: Timeline, step: float) -> tuple[DeviceUse, ...]:
+    """Time and memory of each device of the pipeline."""
+    scenario, graph, order = compiled.scenario, compiled.graph, compiled.order
+    compute, exchange = busy_seconds(graph, compiled.work)
+    found = []
+    for device, stages in enumerate(compiled.held):
+        parts = stage_memory(
+            [compiled.stages[stage] for stage in stages],
+            scenario.plan,
+            scenario.training,
+            context=scenario.cluster.device.reserved,
+        )
+        memory = memory_use(
+            graph,
+            timeline,
+            parts,
+            device=device,
+            stages=stages,
+            versions=order.weight_versions[device] if order.weight_versions else 1,
+            release=scenario.plan.release,
+        )
+        found.append(
+            DeviceUse(
+                index=device,
+                stages=stages,
+                layers=_held_text([compiled.stages[stage] for stage in stages]),
+                compute=float(compute[device]),
+                exchange=float(exchange[device]),
+                idle=max(step - float(compute[device] + exchange[device]), 0.0),
+                memory=memory,
+                reserved=parts.shown(memory.peak),
+            )
+        )
+    return tuple(found)
+
+
+def _held_text(stages: Sequence[Sequence[Layer]]) -> str:
+    """Layers that a device holds, as text: ``embedding, 8 layers``."""
+    counts: dict[str, int] = {}
+    for stage in stages:
+        for layer in stage:
+            counts[layer.kind] = counts.get(layer.kind, 0) + 1
+    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in counts.items())
+
+
+def _amdahl(
+    scenario: Scenario, causes: Mapping[str, float], step: float, one: float
+) -> Amdahl:
+    """Amdahl's law at the simulated speed-up, and what keeps α from 1."""
+    devices = scenario.cluster.devices
+    useful = ("compute", LAUNCH, UPDATE)
+    overheads = {name: seconds for name, seconds in causes.items() if name not in useful}
+    overheads["smaller pieces"] = sum(causes.get(name, 0.0) for name in useful) - one / devices
+    return Amdahl(
+        devices=devices,
+        one_device=one,
+        speed_up=one / step,
+        causes=amdahl_causes(overheads, one, devices),
+    )
+
+
+def _bubble_formula(compiled: Compiled) -> float | None:
+    """Idle fraction of the closed form at the mean op times; None where there is none."""
+    times, plan = op_times(compiled.costs), compiled.scenario.plan
+    seconds = bubble_seconds(
+        plan.schedule,
+        num_devices=plan.pipeline,
+        num_microbatches=compiled.scenario.microbatches,
+        num_chunks=plan.chunks,
+        forward=times.forward,
+        input_gradient=times.input,
+        weight_gradient=times.weight,
+    )
+    if seconds is None:
+        return None
+    ideal = compiled.scenario.microbatches * plan.chunks * (times.forward + times.backward)
+    return seconds / (seconds + ideal)
+
+
+def _traffic(compiled: Compiled) -> Traffic:
+    """Bytes between stages, counted and by formula, and those of collectives."""
+    scenario, graph = compiled.scenario, compiled.graph
+    of_stage = {stage: device for device, held in enumerate(compiled.held) for stage in held}
+    micro = scenario.training.microbatch
+    cuts = [
+        cost.output_nbytes / micro
+        for stage, cost in enumerate(compiled.costs[:-1])
+        if of_stage.get(stage) != of_stage.get(stage + 1)
+    ]
+    replica = scenario.training.global_batch / scenario.plan.data
+    is_transfer = (graph.kind == Kind.SEND_F) | (graph.kind == Kind.SEND_B)
+    return Traffic(
+        measured=float(compiled.work.nbytes[is_transfer].sum()),
+        formula=cut_volume(cuts, replica),
+        by_link=dict(sent_bytes(graph, compiled.work)),
+        exchanges=exchanged_nbytes(compiled.stages, compiled.costs, compiled.machine),
+    )
+
+
+def _utilisation(scenario: Scenario, step: float) -> Utilisation | None:
+    """Model FLOP/s over the peak, by convention; transformers only."""
+    if not isinstance(scenario.model, Transformer):
+        return None
+    flops = model_flops(scenario.model, scenario.plan, scenario.training)
+    peak = scenario.cluster.device.peak[scenario.training.precision]
+    whole = step * peak * scenario.cluster.devices
+    batch = scenario.training.global_batch
+    return Utilisation(
+        six_n=batch * flops.six_n / whole,
+        with_attention=batch * flops.with_attention / whole,
+        hardware=batch * flops.hardware / whole,
+        peak=peak,
+    )
+
+
+def minimum_devices(scenario: Scenario) -> dict[str, int]:
+    """The memory wall: devices at the least for the weights alone, and with optimizer state.
+
+    Bytes of a parameter: stored weight; and gradient (SGD); and two fp32 numbers (Adam), with an
+    fp32 master copy where weights are of 16 bits. Activations are not counted.
+    """
+    if not isinstance(scenario.model, Transformer):
+        return {}
+    device = scenario.cluster.device
+    room = device.memory - device.reserved
+    count = parameter_count(scenario.model)
+    stored = 4.0 if scenario.training.stored_type == "fp32" else 2.0
+    master = 0.0 if stored == 4 else 4.0
+    sizes = {"weights": stored, "SGD": 2 * stored, "Adam": 2 * stored + master + 8.0}
+    return {name: int(np.ceil(count * nbytes / room)) for name, nbytes in sizes.items()}
+
+
+def _interval(compiled: Compiled) -> tuple[float, float] | None:
+    """The middle 90 % of the step over samples of the declared jitter."""
+    chance = compiled.scenario.disturbance
+    if chance.jitter == 0:
+        return None
+    generator = np.random.default_rng(compiled.scenario.seed)
+    jittered = sample(
+        compiled.work, jitter=chance.jitter, samples=chance.samples, generator=generator
+    )
+    steps = longest_path.run(compiled.graph, jittered).end.max(axis=0)
+    low, high = np.quantile(steps, (0.05, 0.95))
+    return float(low), float(high)
+
+
+def _phase_texts(compiled: Compiled) -> dict[str, str]:
+    """The six parts of a training step, in words."""
+    plan, training = compiled.scenario.plan, compiled.scenario.training
+    stages = len(compiled.stages)
+    how = "given counts" if isinstance(plan.partition, list) else f"by {plan.partition}"
+    each = plan.tensor * plan.data * plan.context
+    exchange = {0: "all-reduce", 1: "reduce-scatter", 2: "reduce-scatter", 3: "reduce-scatter"}
+    replicas = plan.data * plan.context
+    return {
+        "split": f"{sum(map(len, compiled.stages))} layers into {stages} stages ({how})"
+        + (f", each layer over {plan.tensor} devices" if plan.tensor > 1 else ""),
+        "placement": f"{plan.pipeline} pipeline positions of {each} devices each"
+        + (f", {plan.chunks} stages on each" if plan.chunks > 1 else ""),
+        "forward": f"{compiled.scenario.microbatches} microbatches of {training.microbatch}",
+        "backward": "gradients of inputs and weights"
+        + (f", {plan.recompute} recomputation" if plan.recompute != "none" else ""),
+        "gradient exchange": f"{exchange[plan.zero]} over {replicas} replicas"
+        if replicas > 1
+        else "none: one replica",
+        "update": f"{training.optimizer}"
+        + (f", state over {replicas} replicas" if plan.zero and replicas > 1 else ""),
+        "synchronisation": "waiting for other stages"
+        + (", gradient norm over all" if training.gradient_clipping else ""),
+    }
+
+
+def _notes(compiled: Compiled) -> tuple[str, ...]:
+    """What a reader should know of where the numbers come from."""
+    profile = compiled.machine.profile
+    notes = [f"kernel times: profile {profile.name} ({profile.kind}, {profile.date})"]
+    plan = compiled.scenario.plan
+    if plan.tensor * plan.data * plan.context > 1:
+        notes.append(
+            "one replica is simulated; its tensor, data and context peers run alike, at the same "
+            "time"
+        )
+    return tuple(notes)
