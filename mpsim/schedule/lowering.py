@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpsim.errors import ScheduleError
 from mpsim.schedule.draft import Draft
 from mpsim.schedule.exchanges import (
     Gathers,
@@ -80,11 +81,17 @@ def lower(
         steps = _add_steps(draft, placed, reduced, barrier=barrier and order.synchronous)
         if gathers == "end":
             _add_gathers_after(draft, order, steps)
-    return draft.graph(
-        num_devices=order.num_devices,
-        num_stages=order.num_stages,
-        num_microbatches=order.num_microbatches,
-    )
+    try:
+        return draft.graph(
+            num_devices=order.num_devices,
+            num_stages=order.num_stages,
+            num_microbatches=order.num_microbatches,
+        )
+    except ScheduleError as error:
+        if p2p in ("latency", "async"):
+            raise
+        hint = f"; transfers block each other here (p2p '{p2p}'): use 'async'"
+        raise ScheduleError(error.what + hint, ops=error.ops) from None
 
 
 def _place(draft: Draft, order: Order, parts: Ints) -> Placed:

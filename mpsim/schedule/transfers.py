@@ -10,9 +10,12 @@ How transfers run (``p2p``): the model of the closed forms, and three ways of re
   receives of the second. The device waits for the whole group, and a transfer begins when both
   ends have come to it (rendezvous). With one stage on each device a send and a receive of the same
   direction are two groups, the send first, as in Megatron's warm-up and cool-down.
-- ``serial``: as batched, but one transfer after the other: devices with an odd index send first,
-  those with an even one receive first (SimuMax); of one direction with one stage on each device,
-  every device sends first.
+- ``serial``: as batched, but one transfer after the other, the send first; where two devices send
+  to each other in one gap, the one with the odd index sends first and the other receives first
+  (SimuMax), lest both wait.
+
+Blocking transfers have the receive posted right before the op that needs it. Orders whose senders
+run further ahead than that (zb_h2, interleaved, V-shaped) deadlock with them, and are refused.
 """
 
 from __future__ import annotations
@@ -197,8 +200,15 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
     device = np.concatenate([sender, receiver])
     transfer = np.tile(np.arange(first, first + count, dtype=np.int32), 2)
     receives = np.repeat([False, True], count)
-    is_forward: Bools = np.tile(order.kind[moved.producer] == Kind.F, 2)
-    phase = _phases(gap, device, receives=receives, is_forward=is_forward, placed=placed, p2p=p2p)
+    if p2p == "serial":
+        there, back = _pair(sending, receiving), _pair(receiving, sending)
+        mutual = np.tile(np.isin(there, back), 2)
+        phase: Indices = _turns(gap, receives != (mutual & (device % 2 == 0)))
+    else:
+        is_forward: Bools = np.tile(order.kind[moved.producer] == Kind.F, 2)
+        single = order.num_stages == order.num_devices and order.weight_copies == 1
+        phase = _groups(gap, receives=receives, is_forward=is_forward)
+        phase = phase if single else np.zeros_like(phase)
     by_gap = np.lexsort((transfer, phase, gap))
     gap, phase, device, transfer = gap[by_gap], phase[by_gap], device[by_gap], transfer[by_gap]
     has_before = gap > placed.starts[device] + device
@@ -214,28 +224,24 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
     return edges
 
 
-def _phases(
-    gap: Indices, device: Indices, *, receives: Bools, is_forward: Bools, placed: Placed, p2p: P2P
-) -> Indices:
-    """When in its gap each transfer has its turn, counted from 0."""
-    order = placed.order
-    num_gaps = int(placed.starts[-1]) + order.num_devices
-    single = order.num_stages == order.num_devices and order.weight_copies == 1
-    forwards = np.zeros((num_gaps, 2), np.bool_)  # by gap: sends one; receives one
-    backwards = np.zeros((num_gaps, 2), np.bool_)
-    side = receives.astype(np.int8)
-    forwards[gap[is_forward], side[is_forward]] = True
-    backwards[gap[~is_forward], side[~is_forward]] = True
-    one_way: Bools = ((forwards.sum(axis=1) == 2) | (backwards.sum(axis=1) == 2))[gap] & single
-    if p2p == "batched":
-        return np.where(one_way & receives, 1, 0)
-    receives_first = (device % 2 == 0) & ~one_way
-    second = receives != receives_first
+def _pair(first: Indices, second: Indices) -> NDArray[np.int64]:
+    """Two indices as one number."""
+    return first.astype(np.int64) * 2**32 + second
+
+
+def _groups(gap: Indices, *, receives: Bools, is_forward: Bools) -> Indices:
+    """1 for the receives of a gap that has a send of the same direction, else 0."""
+    present = np.zeros((2, 2, int(gap.max(initial=0)) + 1), np.bool_)
+    direction, side = is_forward.astype(np.int8), receives.astype(np.int8)
+    present[direction, side, gap] = True
+    return np.where(receives & present[direction, 0, gap], 1, 0)
+
+
+def _turns(gap: Indices, second: Bools) -> Indices:
+    """When in its gap each transfer has its turn, counted from 0; those marked come second."""
     by_turn = np.lexsort((second, gap))
-    new_gap = np.ones(len(gap), np.bool_)
-    new_gap[1:] = gap[by_turn][1:] != gap[by_turn][:-1]
     index = np.arange(len(gap))
-    turn = index - np.maximum.accumulate(np.where(new_gap, index, 0))
-    phase = np.empty(len(gap), np.int64)
-    phase[by_turn] = turn
-    return phase
+    opens = np.concatenate([[True], gap[by_turn][1:] != gap[by_turn][:-1]])
+    turn = np.empty(len(gap), np.int64)
+    turn[by_turn] = index - np.maximum.accumulate(np.where(opens, index, 0)[: len(gap)])
+    return turn
