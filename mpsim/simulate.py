@@ -13,7 +13,7 @@ from mpsim.cost.estimate import sent_bytes
 from mpsim.cost.exchanged import exchanged_nbytes
 from mpsim.cost.memory import stage_memory
 from mpsim.cost.passes import LAUNCH, UPDATE
-from mpsim.cost.stages import stage_costs
+from mpsim.cost.stages import microbatch_seconds, stage_costs
 from mpsim.cost.work import Work
 from mpsim.engine import events, longest_path
 from mpsim.engine.disturbance import sample
@@ -29,7 +29,6 @@ from mpsim.report.metrics import (
     busy_seconds,
 )
 from mpsim.schedule.graph import OpGraph
-from mpsim.schedule.ops import Kind
 from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec
 from mpsim.spec.scenario import Scenario
@@ -105,13 +104,13 @@ def one_device_seconds(scenario: Scenario) -> float:
     layers = build_layers(scenario.model, alone, scenario.training)
     cost = stage_costs([layers], machine)[0]
     microbatches = scenario.training.global_batch // scenario.training.microbatch
-    once = sum(map(sum, (p.values() for p in (cost.forward, cost.backward_input, cost.backward_weight))))
-    return microbatches * once + sum(cost.update.values())
+    return microbatches * microbatch_seconds(cost) + sum(cost.update.values())
 
 
 def _devices(compiled: Compiled, timeline: Timeline, step: float) -> tuple[DeviceUse, ...]:
     """Time and memory of each device of the pipeline."""
     scenario, graph, order = compiled.scenario, compiled.graph, compiled.order
+    versions = order.weight_versions if order else None
     compute, exchange = busy_seconds(graph, compiled.work)
     found = []
     for device, stages in enumerate(compiled.held):
@@ -127,7 +126,7 @@ def _devices(compiled: Compiled, timeline: Timeline, step: float) -> tuple[Devic
             parts,
             device=device,
             stages=stages,
-            versions=order.weight_versions[device] if order.weight_versions else 1,
+            versions=versions[device] if versions else 1,
             release=scenario.plan.release,
         )
         found.append(
@@ -150,8 +149,12 @@ def _held_text(stages: Sequence[Sequence[Layer]]) -> str:
     counts: dict[str, int] = {}
     for stage in stages:
         for layer in stage:
-            counts[layer.kind] = counts.get(layer.kind, 0) + 1
-    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in counts.items())
+            name = "layer" if layer.kind == "transformer" else layer.kind.replace("_", " ")
+            counts[name] = counts.get(name, 0) + 1
+    plural = {name: name if name.endswith("s") else name + "s" for name in counts}
+    return ", ".join(
+        f"{count} {plural[name]}" if count > 1 else name for name, count in counts.items()
+    )
 
 
 def _amdahl(
@@ -173,6 +176,8 @@ def _amdahl(
 def _bubble_formula(compiled: Compiled) -> float | None:
     """Idle fraction of the closed form at the mean op times; None where there is none."""
     times, plan = op_times(compiled.costs), compiled.scenario.plan
+    if compiled.order is None:
+        return None
     seconds = bubble_seconds(
         plan.schedule,
         num_devices=plan.pipeline,
@@ -190,22 +195,36 @@ def _bubble_formula(compiled: Compiled) -> float | None:
 
 def _traffic(compiled: Compiled) -> Traffic:
     """Bytes between stages, counted and by formula, and those of collectives."""
-    scenario, graph = compiled.scenario, compiled.graph
+    graph = compiled.graph
+    moved = graph.peer >= 0
+    return Traffic(
+        measured=float(compiled.work.nbytes[moved].sum()),
+        formula=_cut_formula(compiled),
+        by_link=dict(sent_bytes(graph, compiled.work)),
+        exchanges=exchanged_nbytes(compiled.stages, compiled.costs, compiled.machine)
+        if compiled.order
+        else {},
+    )
+
+
+def _cut_formula(compiled: Compiled) -> float:
+    """Bytes that one replica moves by C = 2 Σ s_i b over the cuts between devices.
+
+    torch's DataParallel instead sends each copy its inputs, the weights and the gradient of its
+    outputs, and gets back outputs and gradients of the weights.
+    """
+    scenario, costs = compiled.scenario, compiled.costs
+    if compiled.order is None:
+        model = costs[0]
+        once = model.input_nbytes + model.weight_nbytes + model.gradient_nbytes
+        return (scenario.plan.data - 1) * (once + 2 * model.output_nbytes)
     of_stage = {stage: device for device, held in enumerate(compiled.held) for stage in held}
-    micro = scenario.training.microbatch
     cuts = [
-        cost.output_nbytes / micro
-        for stage, cost in enumerate(compiled.costs[:-1])
+        cost.output_nbytes / scenario.training.microbatch
+        for stage, cost in enumerate(costs[:-1])
         if of_stage.get(stage) != of_stage.get(stage + 1)
     ]
-    replica = scenario.training.global_batch / scenario.plan.data
-    is_transfer = (graph.kind == Kind.SEND_F) | (graph.kind == Kind.SEND_B)
-    return Traffic(
-        measured=float(compiled.work.nbytes[is_transfer].sum()),
-        formula=cut_volume(cuts, replica),
-        by_link=dict(sent_bytes(graph, compiled.work)),
-        exchanges=exchanged_nbytes(compiled.stages, compiled.costs, compiled.machine),
-    )
+    return cut_volume(cuts, scenario.training.global_batch / scenario.plan.data)
 
 
 def _utilisation(scenario: Scenario, step: float) -> Utilisation | None:
@@ -258,6 +277,8 @@ def _interval(compiled: Compiled) -> tuple[float, float] | None:
 def _phase_texts(compiled: Compiled) -> dict[str, str]:
     """The six parts of a training step, in words."""
     plan, training = compiled.scenario.plan, compiled.scenario.training
+    if compiled.order is None:
+        return _data_parallel_texts(plan.data, training.optimizer)
     stages = len(compiled.stages)
     how = "given counts" if isinstance(plan.partition, list) else f"by {plan.partition}"
     each = plan.tensor * plan.data * plan.context
@@ -278,6 +299,19 @@ def _phase_texts(compiled: Compiled) -> dict[str, str]:
         + (f", state over {replicas} replicas" if plan.zero and replicas > 1 else ""),
         "synchronisation": "waiting for other stages"
         + (", gradient norm over all" if training.gradient_clipping else ""),
+    }
+
+
+def _data_parallel_texts(devices: int, optimizer: str) -> dict[str, str]:
+    """The six parts of a step of torch's DataParallel, in words."""
+    return {
+        "split": f"the batch into {devices} shards; each device has the whole model",
+        "placement": "inputs and weights sent from device 0 to the others, in every step",
+        "forward": "each device its shard; outputs gathered on device 0, which computes the loss",
+        "backward": "output gradients scattered; each device its shard",
+        "gradient exchange": "weight gradients sent to device 0 and summed there",
+        "update": f"{optimizer}, on device 0 alone",
+        "synchronisation": "waiting for device 0, and it for the others",
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -15,10 +16,13 @@ from mpsim.cost.passes import Machine, layer_seconds
 from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs
 from mpsim.cost.work import Work
 from mpsim.errors import ScenarioError, did_you_mean
+from mpsim.schedule.check import check
+from mpsim.schedule.data_parallel import lower_data_parallel
 from mpsim.schedule.graph import OpGraph
 from mpsim.schedule.lowering import lower
 from mpsim.schedule.ops import Kind, Order
 from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
+from mpsim.schedule.text import order_of, read_csv
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Layer
@@ -36,7 +40,7 @@ class Compiled:
     machine: Machine
     stages: tuple[tuple[Layer, ...], ...]  # layers of each stage
     costs: tuple[StageCost, ...]  # one for each stage
-    order: Order
+    order: Order | None  # None for torch's DataParallel, which has no pipeline
     graph: OpGraph
     work: Work
 
@@ -81,17 +85,52 @@ def compile_scenario(scenario: Scenario) -> Compiled:
         ScheduleError: If the schedule does not take these numbers of devices and microbatches.
     """
     machine = machine_of(scenario)
+    if scenario.plan.data_parallel == "data_parallel":
+        return _replicated_by_one_process(scenario, machine)
     stages = stages_of(scenario, machine)
     costs = tuple(stage_costs(stages, machine))
-    order = order_of(scenario, costs)
+    order = scheduled(scenario, costs)
     graph = lower(order, **_lowering(scenario, stages, machine))
     work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)
 
 
-def order_of(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
+def _replicated_by_one_process(scenario: Scenario, machine: Machine) -> Compiled:
+    """torch's DataParallel: the model on each device, the loss of the whole batch on the first.
+
+    Raises:
+        ScenarioError: If the plan asks of it what it does not do.
+    """
+    plan, training = scenario.plan, scenario.training
+    if scenario.cluster.nodes > 1:
+        raise ScenarioError(
+            "plan.data_parallel", "torch's DataParallel is one process on one node; use ddp"
+        )
+    if scenario.microbatches > 1:
+        whole = training.global_batch // plan.data
+        raise ScenarioError(
+            "training.microbatch",
+            f"torch's DataParallel runs the whole batch at once: use {whole}, or ddp",
+        )
+    alone = replace(machine, plan=plan.model_copy(update={"data": 1}))
+    layers = build_layers(scenario.model, alone.plan, training)
+    together = training.model_copy(update={"microbatch": training.global_batch})
+    loss = build_layers(scenario.model, alone.plan, together)[-1]
+    last = len(layers) - (loss.parameters == 0 and len(layers) > 1)
+    stages = (tuple(layers[:last]), (loss,) if last < len(layers) else ())
+    costs = tuple(stage_costs(stages, alone))
+    returned = costs[0].output_nbytes  # the loss's gradient goes back in the shape of the outputs
+    costs = (costs[0], replace(costs[1], input_nbytes=returned))
+    graph = lower_data_parallel(plan.data)
+    work = estimate(graph, costs, machine)
+    return Compiled(scenario, machine, stages, costs, None, graph, work)
+
+
+def scheduled(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
     """The order that the plan names, or that its CSV file holds."""
     plan = scenario.plan
+    if plan.schedule.endswith(".csv"):
+        return _order_of_file(scenario)
     if plan.schedule not in SCHEDULES:
         hint = did_you_mean(plan.schedule, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
         raise ScenarioError("plan.schedule", f"no schedule '{plan.schedule}'{hint}")
@@ -106,6 +145,25 @@ def order_of(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
         times=op_times(costs),
         memory_limit=plan.memory_limit,
     )
+
+
+def _order_of_file(scenario: Scenario) -> Order:
+    """The order that a CSV file holds, checked, and held against the plan's numbers."""
+    plan, path = scenario.plan, Path(scenario.plan.schedule)
+    try:
+        rows = read_csv(path.read_text(encoding="utf-8"), name=path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError("plan.schedule", f"{path} cannot be read: {error}") from None
+    check(rows, name=path.name)
+    order = order_of(rows, name=path.name)
+    for what, have, want in (
+        ("devices", order.num_devices, plan.pipeline),
+        ("stages", order.num_stages, plan.stages),
+        ("microbatches", order.num_microbatches, scenario.microbatches),
+    ):
+        if have != want:
+            raise ScenarioError("plan.schedule", f"{path} has {have} {what}, the plan has {want}")
+    return order
 
 
 def op_times(costs: Sequence[StageCost]) -> OpTimes:

@@ -98,13 +98,24 @@ def _fill(
 
 
 def _transfer_nbytes(graph: OpGraph, costs: Sequence[StageCost]) -> Floats:
-    """Bytes of each transfer: the stage's output, or the gradient of the stage's input."""
+    """Bytes of each transfer.
+
+    Between stages the stage's output, or the gradient of its input. In torch's DataParallel the
+    inputs, weights, outputs, their gradients and the weights' gradients.
+    """
     output = np.array([cost.output_nbytes for cost in costs])
+    of_kind = {
+        Kind.SEND_F: output,
+        Kind.SEND_B: np.concatenate([output[:1], output[:-1]]),
+        Kind.SCATTER: np.array([cost.input_nbytes for cost in costs]),
+        Kind.BROADCAST: np.array([cost.weight_nbytes for cost in costs]),
+        Kind.GATHER: output,
+        Kind.REDUCE_GRAD: np.array([cost.gradient_nbytes for cost in costs]),
+    }
     nbytes = np.zeros(graph.num_ops)
-    forward = graph.kind == Kind.SEND_F
-    backward = graph.kind == Kind.SEND_B
-    nbytes[forward] = output[graph.stage[forward]]
-    nbytes[backward] = output[np.maximum(graph.stage[backward] - 1, 0)]
+    for kind, of_stage in of_kind.items():
+        ops = (graph.kind == kind) & (graph.peer >= 0)
+        nbytes[ops] = of_stage[graph.stage[ops]]
     return nbytes / _slices(graph)
 
 

@@ -36,6 +36,9 @@ class StageCost:
     update: Parts  # s of the optimizer
     reduce_nbytes: float  # B of gradients exchanged by one device
     gather_nbytes: float  # B of parameters gathered by one device
+    input_nbytes: float = 0.0  # B of the first layer's input for a microbatch
+    weight_nbytes: float = 0.0  # B of the stored parameters
+    gradient_nbytes: float = 0.0  # B of the gradients on the wire
 
 
 def stage_costs(stages: Sequence[Sequence[Layer]], machine: Machine) -> list[StageCost]:
@@ -73,6 +76,9 @@ def _stage_cost(
         update={UPDATE: update_seconds(dense, experts, machine)},
         reduce_nbytes=exchanged if machine.plan.zero < 3 else 0.0,
         gather_nbytes=_stored(dense, machine) if 0 < machine.plan.zero < 3 else 0.0,
+        input_nbytes=layers[0].input_nbytes if layers else 0.0,
+        weight_nbytes=_stored(dense + experts, machine),
+        gradient_nbytes=gradient_nbytes(dense + experts, machine),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,7 @@ from mpsim.report.metrics import Report
 from mpsim.units import format_bytes, format_seconds, format_si
 
 _SHOWN_DEVICES = 16
+_SHOWN_COMPONENTS = 8
 
 
 def show(report: Report, console: Console) -> None:
@@ -23,6 +24,7 @@ def show(report: Report, console: Console) -> None:
     console.print(_waterfall(report))
     console.print(_parts(report))
     console.print(_devices(report))
+    console.print(_memory(report))
     console.print(_bounds(report))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="dim"))
@@ -170,13 +172,16 @@ def _parts(report: Report) -> RenderableType:
 
 def _devices(report: Report) -> RenderableType:
     """Time and memory of each device; the middle of a long list is left out."""
-    table = Table(box=box.SIMPLE, title="Devices", title_justify="left")
-    for name in ("device", "holds", "compute", "exchange", "idle", "peak", "at", "of which"):
+    table = Table(box=box.SIMPLE, title="Devices", title_justify="left", pad_edge=False)
+    for name in ("device", "holds", "compute", "exchange", "idle", "peak", "at"):
+        left = name in ("device", "holds")
         table.add_column(
-            name, justify="left" if name in ("device", "holds", "of which") else "right"
+            name,
+            justify="left" if left else "right",
+            no_wrap=name != "holds",
+            overflow="fold" if left else "ellipsis",
         )
-    shown = _ends(range(len(report.devices)), _SHOWN_DEVICES)
-    for index in shown:
+    for index in _ends(range(len(report.devices)), _SHOWN_DEVICES):
         if index is None:
             table.add_row("…")
             continue
@@ -189,8 +194,30 @@ def _devices(report: Report) -> RenderableType:
             f"{device.idle / report.step_time:.0%}",
             format_bytes(device.memory.peak),
             format_seconds(device.memory.peak_time),
-            _largest(device.memory.at_peak),
         )
+    return table
+
+
+def _memory(report: Report) -> RenderableType:
+    """What the fullest device's peak is made of, largest first, and what the driver shows."""
+    device = report.fullest
+    title = (
+        f"Memory of {report.device_names[device.index]}, "
+        f"{format_seconds(device.memory.peak_time)} into the step"
+    )
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for name in ("component", "size", "share", ""):
+        table.add_column(name, justify="left" if name in ("component", "") else "right")
+    capacity = report.scenario.cluster.device.memory
+    whole = dict(device.memory.at_peak) | {"context, buffers, fragments": device.reserved - device.memory.peak}
+    order = sorted(whole.items(), key=lambda item: -item[1])
+    shown = dict(order[:_SHOWN_COMPONENTS])
+    if len(order) > _SHOWN_COMPONENTS:
+        shown["the rest"] = sum(size for _, size in order[_SHOWN_COMPONENTS:])
+    for name, size in shown.items():
+        bar = "█" * round(size / capacity * 40)
+        table.add_row(name.replace("_", " "), format_bytes(size), f"{size / capacity:.1%}", bar)
+    table.add_row("capacity", format_bytes(capacity), "", "")
     return table
 
 
@@ -237,12 +264,6 @@ def _grid() -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     return grid
-
-
-def _largest(components: Mapping[str, float], shown: int = 3) -> str:
-    """The largest components by name."""
-    order = sorted(components.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in order[:shown])
 
 
 def _ends(indices: Iterable[int], most: int) -> list[int | None]:
