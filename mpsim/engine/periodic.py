@@ -30,7 +30,8 @@ from mpsim.engine import longest_path
 from mpsim.engine.timeline import Floats, Timeline
 from mpsim.errors import MpsimError
 from mpsim.schedule.graph import OpGraph
-from mpsim.schedule.ops import Ints, Kind
+from mpsim.schedule.ops import Kind
+from mpsim.schedule.topology import Indices
 
 Build = Callable[[int], tuple[OpGraph, Work]]
 """The graph and the work of a run of so many microbatches."""
@@ -47,8 +48,8 @@ class _Table:
     """A run as a table of classes by microbatches. Letters: C classes, M microbatches, N ops."""
 
     timeline: Timeline
-    codes: Ints  # (C,) (kind x stages + stage) x slices + slice
-    row: Ints  # (N,) class of each op, or C and beyond: one of the ops without microbatch
+    codes: Indices  # (C,) (kind x stages + stage) x slices + slice
+    row: Indices  # (N,) class of each op, or C and beyond: one of the ops without microbatch
     begin: Floats  # (C, M) s
     end: Floats  # (C, M) s
     last: Floats  # (L,) s, ends of the ops without microbatch: reductions, barrier, updates
@@ -72,25 +73,27 @@ class LongRun:
         """Whether a period was found; else every op was run."""
         return self.period > 0
 
-    def begin(self, kind: Kind, stage: int, microbatch: Ints | int, slice: int = 0) -> Floats:  # s
+    def begin(
+        self, kind: Kind, stage: int, microbatch: Indices | int, slice: int = 0
+    ) -> Floats:  # s
         """When ops of a kind and stage begin, by microbatch."""
         return self._times(self._table.begin, kind, stage, microbatch=microbatch, slice=slice)
 
-    def end(self, kind: Kind, stage: int, microbatch: Ints | int, slice: int = 0) -> Floats:  # s
-        """When ops of a kind and stage end, by microbatch."""
+    def end(self, kind: Kind, stage: int, microbatch: Indices | int, slice: int = 0) -> Floats:
+        """When ops of a kind and stage end, by microbatch, s."""
         return self._times(self._table.end, kind, stage, microbatch=microbatch, slice=slice)
 
     def _times(
-        self, short: Floats, kind: Kind, stage: int, *, microbatch: Ints | int, slice: int
+        self, short: Floats, kind: Kind, stage: int, *, microbatch: Indices | int, slice: int
     ) -> Floats:
         graph = self._table.timeline.graph
-        code = _code(graph, np.int64(kind), np.int64(stage), np.int64(slice))
+        code = int(_code(graph, np.array(kind), np.array(stage), np.array(slice)))
         row = int(np.searchsorted(self._table.codes, code))
         if row == len(self._table.codes) or self._table.codes[row] != code:
             raise KeyError(f"no {kind.name} of stage {stage} in this run")
         return self._at(short, row, np.asarray(microbatch))
 
-    def _at(self, short: Floats, row: int, microbatch: Ints) -> Floats:
+    def _at(self, short: Floats, row: int, microbatch: Indices) -> Floats:
         if not self.period:
             return np.asarray(short[row, microbatch])
         runs = (self.num_microbatches - short.shape[1]) // self.period
@@ -100,15 +103,15 @@ class LongRun:
         )  # fmt: skip
 
 
-def run(build: Build, num_microbatches: int, *, window: int = 512, unit: int = 1) -> LongRun:
+def run(build: Build, num_microbatches: int, *, window: int = 256, unit: int = 1) -> LongRun:
     """The run of many microbatches, extrapolated from short ones where they are periodic.
 
     Args:
         build: Graph and work for a number of microbatches; the seconds of an op must not depend on
             the microbatch.
         num_microbatches: Microbatches of the long run.
-        window: Microbatches of the first short run; doubled twice if no period is found in it. It
-            should be several times the number of devices.
+        window: Microbatches of the first short run, at least four times the number of devices;
+            doubled up to three times while no period is found.
         unit: Microbatches that the order deals together (the group size of interleaved schedules).
 
     Returns:
@@ -118,7 +121,7 @@ def run(build: Build, num_microbatches: int, *, window: int = 512, unit: int = 1
     Raises:
         MpsimError: If no period is found, and the run is too long to be run plainly.
     """
-    for size in (window, 2 * window, 4 * window):
+    for size in (window, 2 * window, 4 * window, 8 * window):
         size += (num_microbatches - size) % unit
         if num_microbatches <= size + 2 * max(unit, size // 4):
             break
@@ -139,7 +142,7 @@ def run(build: Build, num_microbatches: int, *, window: int = 512, unit: int = 1
     return LongRun(num_microbatches, 0, 0.0, span, table, none, none, num_microbatches)
 
 
-def _code(graph: OpGraph, kind: Ints, stage: Ints, slice: Ints) -> Ints:
+def _code(graph: OpGraph, kind: Indices, stage: Indices, slice: Indices) -> Indices:
     """Class of ops, as one number."""
     slices = int(graph.slice.max(initial=0)) + 1
     return (kind * graph.num_stages + stage) * slices + np.maximum(slice, 0)
@@ -272,7 +275,7 @@ def _settled(table: _Table, rates: _Rates) -> bool:
 
 
 def _extrapolated(
-    short: Floats, alpha: Floats, beta: Floats, *, microbatch: Ints, period: int, head: int,
+    short: Floats, alpha: Floats, beta: Floats, *, microbatch: Indices, period: int, head: int,
     runs: int,
 ) -> Floats:  # fmt: skip
     """``t(n, i)`` of microbatches of the run n, from the short run 0."""
