@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ def gradient_nbytes(parameters: float, machine: Machine) -> float:
 
 
 def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
-    """Seconds of the gradient exchange of a stage over its replicas, all buckets together.
+    """Seconds of the gradient exchange of a stage over its replicas, bucket after bucket.
 
     All-reduce without sharding, reduce-scatter with it. Top-k gradients differ in their places on
     each replica and are gathered, not summed: n times the kept entries arrive. Within ZeRO-3 the
@@ -109,12 +110,13 @@ def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
     total = 0.0
     for parameters, axis in ((dense, "data"), (experts, "expert_data")):
         nbytes = gradient_nbytes(parameters, machine)
+        if not nbytes:
+            continue
+        buckets = math.ceil(nbytes / plan.bucket)
+        op = "all_reduce" if plan.zero == 0 else "reduce_scatter"
         if plan.compression.top_k is not None:
-            replicas = plan.data * plan.context
-            total += machine.exchange_seconds("all_gather", axis, nbytes * replicas)
-        else:
-            op = "all_reduce" if plan.zero == 0 else "reduce_scatter"
-            total += machine.exchange_seconds(op, axis, nbytes)
+            op, nbytes = "all_gather", nbytes * plan.data * plan.context
+        total += buckets * machine.exchange_seconds(op, axis, nbytes / buckets)
     return total
 
 

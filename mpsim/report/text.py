@@ -15,6 +15,7 @@ from mpsim.units import format_bytes, format_seconds, format_si
 
 _SHOWN_DEVICES = 16
 _SHOWN_COMPONENTS = 8
+_MOST_COLUMNS = 3
 
 
 def show(report: Report, console: Console) -> None:
@@ -31,7 +32,18 @@ def show(report: Report, console: Console) -> None:
 
 
 def compare(reports: Sequence[Report], console: Console) -> None:
-    """Print variants side by side: what differs first, each beside its ratio to the first."""
+    """Print variants side by side: what differs first.
+
+    A few variants are columns, one line a figure; many are lines, with the main figures.
+    """
+    if len(reports) <= _MOST_COLUMNS:
+        console.print(_columns(reports))
+    else:
+        console.print(_lines(reports))
+
+
+def _columns(reports: Sequence[Report]) -> RenderableType:
+    """A column for each variant; lines that differ come first."""
     table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
     table.add_column("")
     for report in reports:
@@ -40,7 +52,28 @@ def compare(reports: Sequence[Report], console: Console) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     for name in sorted(names, key=lambda name: len({row.get(name, "") for row in rows}) == 1):
         table.add_row(name, *(row.get(name, "–") for row in rows))
-    console.print(table)
+    return table
+
+
+def _lines(reports: Sequence[Report]) -> RenderableType:
+    """A line for each variant: fit, step and its ratio to the first, and where the time goes."""
+    table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
+    for name in ("variant", "fits", "step", "of first", "memory", "idle", "most of it"):
+        left = name in ("variant", "most of it")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for report in reports:
+        step = report.step_time
+        order = sorted(report.waterfall.items(), key=lambda item: -item[1])
+        table.add_row(
+            report.scenario.variant,
+            "yes" if report.fits else "NO",
+            format_seconds(step),
+            f"{step / reports[0].step_time:.0%}",
+            format_bytes(report.fullest.reserved),
+            f"{report.idle_fraction:.0%}",
+            ", ".join(f"{cause} {seconds / step:.0%}" for cause, seconds in order[:3]),
+        )
+    return table
 
 
 def _comparison(report: Report) -> dict[str, str]:
