@@ -8,21 +8,26 @@ from itertools import accumulate
 
 from mpsim.cost.memory_state import stage_state
 from mpsim.spec.plan import PlanSpec, TrainingSpec
-from mpsim.workload.layers import Layer
+from mpsim.workload.layers import Kernel, Layer
 
 
 @dataclass(frozen=True)
 class ChunkMemory:
     """What a microbatch holds of one stage (model chunk) of a device, bytes.
 
-    From the begin of its forward op until the end of its backward op (I or W of a split one, as
-    the plan releases), ``activations`` are held; during the forward op ``forward_transient`` comes
+    From the begin of its forward op until the end of its backward op (I of a split one),
+    ``activations`` are held; during the forward op ``forward_transient`` comes
     on top, during the backward op ``backward_transient``.
+
+    Between I and W of a split backward ``weight_store`` is held in place of the activations: the
+    inputs and the gradients of the outputs of the matrices (32 s b h a plain GPT layer in 16 bits:
+    Qi et al., arXiv:2401.10241, section 2.2).
     """
 
     activations: Mapping[str, float]  # name of the kept tensor → B
     forward_transient: float = 0.0
     backward_transient: float = 0.0
+    weight_store: float = 0.0
 
     @property
     def nbytes(self) -> float:
@@ -139,7 +144,20 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
     for held, layer in zip(sums, layers, strict=True):
         forward = max(forward, held + layer.forward_workspace_nbytes - total)
         backward = max(backward, held + layer.workspace_nbytes + revived - total)
-    return ChunkMemory({} if offloaded else kept, forward, backward)
+    store = min(total, sum(_weight_store(layer) for layer in layers))
+    return ChunkMemory({} if offloaded else kept, forward, backward, store)
+
+
+def _weight_store(layer: Layer) -> float:
+    """Inputs and output gradients of the layer's matrices, 2 B each (4 in fp32)."""
+    return sum(
+        (4 if step.precision in ("fp32", "tf32") else 2)
+        * step.shape[0]
+        * step.shape[3]
+        * (step.shape[1] + step.shape[2])
+        for step in layer.backward_weight
+        if isinstance(step, Kernel) and step.kind == "gemm"
+    )
 
 
 def _kept(layer: Layer) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsim.spec.cluster import PRECISION_BYTES
@@ -90,8 +90,7 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
     static["workspace"] = float(WORKSPACE)
     static |= _copies(layers, plan, training, counts)
     if plan.zero == 3:
-        static["gathered_weights"] = _gathered(layers, training)
-        static["gradient_buffers"] = _unsharded_gradients(layers, training)
+        static |= _gathered(layers, plan, training, static, counts)
     update = over(4, 1) if training.framework == "torch" and training.optimizer == "adam" else 0.0
     return State(_offloaded(static, layers, plan, training), update)
 
@@ -152,23 +151,34 @@ def _copies(
     return copies
 
 
-def _gathered(layers: Sequence[Layer], training: TrainingSpec) -> float:
-    """Full weights of ZeRO-3: the running layer, the next one (prefetch), and both ends.
+def _gathered(
+    layers: Sequence[Layer],
+    plan: PlanSpec,
+    training: TrainingSpec,
+    static: Mapping[str, float],
+    counts: Counts,
+) -> dict[str, float]:
+    """What ZeRO-3 holds in full: weights of running layers, and gradients before they are sent.
 
-    Embedding and head belong to the root, which stays gathered from forward to backward
-    (torch FSDP's ``reshard_after_forward`` is off for the root).
+    The running layer, the next one (prefetch), and embedding and head, which belong to the root
+    that stays gathered from forward to backward; gradients of the root and of one layer, and the
+    buffer that is sent. With a pipeline all weights of the device stay gathered and gradients are summed in full
+    over the microbatches (torch FSDP: reshard_after_forward is off, and gradients are reduced
+    after the last microbatch). Neither exceeds what a device without sharding holds.
     """
-    used = _compute_element(training)
-    root = sum(layer.parameters for layer in layers if layer.kind in ("embedding", "head"))
-    inner = [layer.parameters for layer in layers if layer.kind not in ("embedding", "head")]
-    return used * (root + 2 * max(inner, default=0.0))
-
-
-def _unsharded_gradients(layers: Sequence[Layer], training: TrainingSpec) -> float:
-    """Gradients of one layer before they are scattered, and the buffer that is sent."""
-    widest = max((layer.parameters for layer in layers), default=0.0)
+    used, stored = _compute_element(training), TYPE_BYTES[training.stored_type]
     gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
-    return widest * (_compute_element(training) + gradient)
+    ends = ("embedding", "head")
+    root = sum(layer.parameters for layer in layers if layer.kind in ends)
+    widest = max((layer.parameters for layer in layers if layer.kind not in ends), default=0.0)
+    weights = used * (root + 2 * widest)
+    sums = used * root + (used + gradient) * widest
+    if plan.pipeline > 1:
+        weights, sums = counts.nbytes(used), counts.nbytes(gradient)
+    return {
+        "gathered_weights": min(weights, counts.nbytes(stored) - static["parameters"]),
+        "gradient_buffers": min(sums, counts.nbytes(gradient) - static["gradients"]),
+    }
 
 
 def _offloaded(

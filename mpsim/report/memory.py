@@ -39,7 +39,8 @@ def memory_use(
     """Memory of one device over the step.
 
     A forward brings its stage's activations; its backward frees them: a whole backward at its end,
-    a split one at the end of I or of W as ``release`` says. Temporaries stand while an op runs. At
+    a split one at the end of I, when what W still needs takes their place until its end (with
+    ``release`` "weight"). Temporaries stand while an op runs. At
     one moment, what is freed goes before what comes.
 
     Args:
@@ -85,16 +86,18 @@ def _changes(
     mine = (graph.device == device) & (graph.stage == stage)
     forward = mine & (graph.kind == Kind.F)
     first = forward & (graph.part <= 0)
-    splits = bool((mine & (graph.kind == Kind.I)).any())
-    freeing = {Kind.B, Kind.W if release == "weight" else Kind.I} if splits else {Kind.B}
-    last = mine & np.isin(graph.kind, list(freeing))
-    last &= (graph.num_parts <= 1) | (graph.part == graph.num_parts - 1)
+    final = (graph.num_parts <= 1) | (graph.part == graph.num_parts - 1)
+    last = mine & np.isin(graph.kind, (Kind.B, Kind.I)) & final
     share = 1.0 / (int(graph.slice.max(initial=-1)) + 1 or 1)
     found = []
     for name, nbytes in memory.activations.items():
         come, go = timeline.begin[first], timeline.end[last]
         change = np.concatenate([np.full(len(come), nbytes), np.full(len(go), -nbytes)])
         found.append(_Change(name, np.concatenate([come, go]), change * share))
+    if release == "weight" and memory.weight_store:
+        come, go = (timeline.end[mine & (graph.kind == kind) & final] for kind in (Kind.I, Kind.W))
+        change = np.repeat((memory.weight_store, -memory.weight_store), (len(come), len(go)))
+        found.append(_Change("weight_store", np.concatenate([come, go]), change * share))
     passes = ((Kind.F, memory.forward_transient), (Kind.B, memory.backward_transient))
     for kind, nbytes in (*passes, (Kind.I, memory.backward_transient)):
         ops = mine & (graph.kind == kind)

@@ -82,6 +82,9 @@ class PlanSpec(Declaration):
     """Attention kernel: fused without a stored score matrix, or matrix products and softmax."""
     fused: bool = True
     """Whether elementwise operations are fused into few kernels (compiled or hand-written)."""
+    fused_loss: bool = False
+    """Whether softmax and cross-entropy work on the logits as they are, without fp32 copies
+    (compiled loss)."""
     overlap_data: bool = True
     """Whether gradient and parameter exchange runs beside compute."""
     overlap_tensor: bool = False

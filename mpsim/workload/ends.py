@@ -100,32 +100,36 @@ def _around_head(share: Share, product: Piece, nbytes: float) -> Piece:
         reduce = Exchange("all_reduce", "tensor", nbytes, beside="head_wgrad")
         return replace(product, backward_input=(*product.backward_input, reduce))
     gather = Exchange("all_gather", "tensor", nbytes)
-    again = Exchange("all_gather", "tensor", nbytes, beside="head_dgrad")
+    again = (Exchange("all_gather", "tensor", nbytes, beside="head_dgrad"),)
     scatter = Exchange("reduce_scatter", "tensor", nbytes, beside="head_wgrad")
     return replace(
         cut_along_sequence(share, product),
         forward=(gather, *product.forward),
-        backward_input=(again, *product.backward_input, scatter),
+        backward_input=(
+            *(again if share.fuses_accumulation else ()),
+            *product.backward_input,
+            scatter,
+        ),
     )
 
 
-LOGIT_BYTES = {
-    ("megatron", True): (4.0, 2.0, 2.0),
-    ("torch", True): (4.0, 4.0, 6.0),
-    ("torch", False): (4.0, 6.0, 8.0),
-}
-"""Bytes of a logit (kept, more at the worst of forward, more at the worst of backward), 16-bit.
+LOGIT_BYTES = {"megatron": (4.0, 2.0, 2.0), "torch": (4.0, 6.0, 8.0), "fused": (2.0, 2.0, 2.0)}
+"""Bytes of a logit: kept, more at the worst of forward, more at the worst of backward.
 
 Megatron's vocabulary-parallel cross entropy (core/tensor_parallel/cross_entropy.py) turns 2-byte
 logits into one fp32 tensor and works in it in place: 4 kept, and 2 for the logits or their
-gradient. torch's cross_entropy of ``logits.float()`` keeps the fp32 log-softmax, beside the fp32
-copy and the logits forward, and two fp32 gradients backward; compiled, one of them is fused away.
+gradient. torch's cross_entropy of ``logits.float()`` keeps the fp32 log-softmax, beside the logits
+and their fp32 copy forward, beside two fp32 gradients backward. A fused loss keeps the 2-byte
+logits and makes their gradient. In fp32 the small ones are twice as large.
 """
 
 
 def _logit_bytes(share: Share) -> tuple[float, float, float]:
-    megatron = share.training.framework in ("megatron", "legacy_megatron")
-    return LOGIT_BYTES["megatron" if megatron else "torch", megatron or share.plan.fused]
+    kind = "megatron" if share.fuses_accumulation else "torch"
+    kept, forward, backward = LOGIT_BYTES["fused" if share.plan.fused_loss else kind]
+    if share.element == 2:
+        return kept, forward, backward
+    return max(kept, 4.0), max(forward, 4.0), max(backward, 4.0)
 
 
 def logits_workspace(share: Share, logits: int) -> tuple[float, float]:

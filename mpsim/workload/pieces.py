@@ -209,7 +209,8 @@ def column_parallel(share: Share, piece: Piece, *, nbytes: float, name: str) -> 
 
     Without sequence parallelism the gradient of the input is all-reduced, beside the product for
     the weight. With it the input is gathered, gathered again for the weight's product (beside the
-    product for the input), and the input's gradient reduce-scattered (beside the weight's).
+    product for the input), and the input's gradient reduce-scattered (beside the weight's). torch's
+    autograd keeps the gathered input instead.
 
     Args:
         share: The sizes on this device.
@@ -223,10 +224,11 @@ def column_parallel(share: Share, piece: Piece, *, nbytes: float, name: str) -> 
     if not share.plan.sequence_parallel:
         return exchanged(piece, backward=[Exchange("all_reduce", "tensor", nbytes, beside=behind)])
     ahead = name if share.plan.overlap_tensor else ""
+    again = [Exchange("all_gather", "tensor", nbytes, beside=f"{name}_dgrad")]
     return exchanged(
         cut_along_sequence(share, piece),
         ahead=[Exchange("all_gather", "tensor", nbytes, beside=ahead)],
-        backward_ahead=[Exchange("all_gather", "tensor", nbytes, beside=f"{name}_dgrad")],
+        backward_ahead=again if share.fuses_accumulation else [],
         backward=[Exchange("reduce_scatter", "tensor", nbytes, beside=behind)],
     )
 
@@ -251,6 +253,11 @@ def row_parallel(share: Share, piece: Piece, *, nbytes: float, name: str) -> Pie
 
 
 def cut_along_sequence(share: Share, piece: Piece) -> Piece:
-    """The piece whose kept inputs are those of this device's part of the sequence only."""
+    """The piece whose kept inputs are those of this device's part of the sequence only (Megatron).
+
+    torch's autograd keeps the gathered input: the piece as it is.
+    """
+    if not share.fuses_accumulation:
+        return piece
     kept = tuple(replace(saved, nbytes=saved.nbytes / share.tensor) for saved in piece.saved)
     return replace(piece, saved=kept)
