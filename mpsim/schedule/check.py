@@ -103,7 +103,7 @@ def _listing(rows: Rows, name: str) -> _Listing:
     ops = list(all_ops(rows))
     if not ops:
         raise ScheduleError(f"{name} holds no op such as 2F0")
-    repeatable = (Kind.UNSHARD, Kind.RESHARD)
+    repeatable = (Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD)
     for device, row in enumerate(rows):
         for column, cell in enumerate(row):
             for op in cell:

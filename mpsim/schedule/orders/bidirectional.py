@@ -1,7 +1,8 @@
 """Orders with pipelines in both directions over the same devices: Chimera and BitPipe.
 
 Letters: p devices, m microbatches, r index of a device; f, b seconds of the ops. A unit is p
-microbatches, half of them down and half up; m = k p units follow each other directly.
+microbatches, half of them down and half up; m = k p units follow each other directly. Placement: a
+microbatch that goes down has stage s on device s, one that goes up on device p - 1 - s.
 """
 
 from __future__ import annotations

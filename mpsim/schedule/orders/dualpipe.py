@@ -35,7 +35,7 @@ def dualpipe(shape: Shape) -> Order:
     gradients are summed between devices r and p - 1 - r. Legal for p and m even, m >= 2 p.
     """
     p, m = shape.num_devices, shape.num_microbatches
-    require(p % 2 == 0, f"dualpipe: p={p} must be even: use {p - 1} or {p + 1} devices")
+    require(p % 2 == 0, f"dualpipe: p={p} must be even: use {max(2, p - 1)} or {p + 1}")
     require(
         m % 2 == 0 and m >= 2 * p,
         f"dualpipe: m={m} must be even and at least 2 p = {2 * p}: use {max(2 * p, m + m % 2)}",

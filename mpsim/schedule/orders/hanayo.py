@@ -34,7 +34,7 @@ class _Entry(NamedTuple):
 def hanayo(shape: Shape) -> Order:
     """Hanayo: v = 2 W chunks a device, placed as a snake; each device runs what is ready.
 
-    Chunk k of device r is stage k p + r for even k and k p + p - 1 - r for odd k, so turns need no
+    Placement: chunk k of device r is stage k p + r for even k and k p + p - 1 - r for odd k, so turns need no
     transfer; W = 1 is the V. An idle device takes of the ops that are ready a backward first, then
     the oldest microbatch, then the deepest stage, for the op times given. The published bubble,
     (2 p - 2) / (3 p W + p - 1) at b = 2 f, is not reproduced by this rule exactly (the authors'
@@ -44,7 +44,7 @@ def hanayo(shape: Shape) -> Order:
         Liu et al., "Hanayo", arXiv:2308.15762.
     """
     p, v = shape.num_devices, shape.num_chunks
-    require(v % 2 == 0, f"hanayo: chunks={v} must be even, two a wave: use {v - 1 or 2} or {v + 1}")
+    require(v % 2 == 0, f"hanayo: chunks={v} must be even, two a wave: use {v + 1}")
     owner = [s % p if s // p % 2 == 0 else p - 1 - s % p for s in range(p * v)]
     lists = _list_schedule(shape, owner)
     columns = [np.array(entries, np.int32).reshape(-1, 3).T for entries in lists]

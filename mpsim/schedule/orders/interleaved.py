@@ -89,7 +89,7 @@ def interleaved_zb(shape: Shape) -> Order:
 
     Device r runs (v - 1) N + p - 1 - r forwards ahead. Makespan
     m v (f + i + w) + (p - 1)(f + i - w) for w <= min(f, i). Every device holds p v chunks until W.
-    N is m / max(1, m // p): the rounds must divide m.
+    N is m / max(1, m // p). Legal where the max(1, m // p) rounds divide m.
 
     Source:
         torch.distributed.pipelining, ``ScheduleInterleavedZeroBubble``.
