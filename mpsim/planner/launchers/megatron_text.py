@@ -1,0 +1,195 @@
+"""Megatron-LM arguments as text: shell words, or a YAML of them, ↔ entries by flag."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpsim.errors import ScenarioError
+from mpsim.planner.launchers.formats import present
+from mpsim.spec.yaml_text import parse_yaml
+
+_NEGATED = {
+    "--add-bias-linear": "--disable-bias-linear",
+    "--overlap-p2p-comm": "--no-overlap-p2p-communication",
+    "--bias-gelu-fusion": "--no-bias-gelu-fusion",
+    "--bias-swiglu-fusion": "--no-bias-swiglu-fusion",
+    "--bias-dropout-fusion": "--no-bias-dropout-fusion",
+    "--masked-softmax-fusion": "--no-masked-softmax-fusion",
+    "--apply-rope-fusion": "--no-rope-fusion",
+}
+"""Names that a YAML has for what flags switch off."""
+
+_MARK = (
+    "--tensor-model-parallel-size",
+    "--num-layers",
+    "--micro-batch-size",
+    "--num-attention-heads",
+)
+_LIMIT = 100_000
+"""Entries that a pattern may have once written out: far above any model's layers."""
+
+
+def looks_like(text: str) -> bool:
+    """Whether a text holds Megatron-LM flags, or a YAML of their names."""
+    names = [mark[2:].replace("-", "_") for mark in _MARK]
+    return any(mark in text for mark in _MARK) or any(
+        re.search(rf"^\s*{name}:", text, re.MULTILINE) for name in names
+    )
+
+
+def render(entries: Mapping[str, Any], comments: Sequence[str]) -> str:
+    """A torchrun command with one flag a line, comments above it."""
+    shown = present(entries)
+    torchrun = [f"{name} {shown.pop(name)}" for name in ("--nnodes", "--nproc-per-node")]
+    lines = [f"torchrun {' '.join(torchrun)} pretrain_gpt.py"]
+    lines += [f"    {name}{_words(value)}" for name, value in shown.items()]
+    lines += ['    "$@"']
+    return "\n".join([*(f"# {line}" for line in comments), " \\\n".join(lines)]) + "\n"
+
+
+def _words(value: Any) -> str:  # noqa: ANN401  (a flag's value)
+    """The words after a flag, quoted for a shell."""
+    if value is True:
+        return ""
+    values = value if isinstance(value, list) else [value]
+    return " " + " ".join(shlex.quote(str(item)) for item in values)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Entries by flag of a shell text or a YAML of arguments; a flag without a word is true.
+
+    Raises:
+        ScenarioError: If the text is neither.
+    """
+    if re.search(r"(^|\s)--\w", text):
+        return _parse_words(text)
+    tree = parse_yaml(text, where="arguments")
+    if not isinstance(tree, dict):
+        raise ScenarioError(
+            "arguments", "expected flags such as --num-layers 32, or a YAML of them"
+        )
+    return _parse_tree(tree)
+
+
+def _parse_words(text: str) -> dict[str, Any]:
+    try:
+        words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
+    except ValueError as error:
+        raise ScenarioError("arguments", f"cannot be split into words: {error}") from None
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word.partition("=")
+            name = name.replace("_", "-")
+            current = found[name] = [value] if equals else []
+        elif word.endswith((".py", ")", "(")) or word == "\\" or word.startswith("$@"):
+            if word.endswith(")") and len(word) > 1 and current is not None:
+                current.append(word if "(" in word else word[:-1])
+            current = None
+        elif current is not None:
+            current.append(word)
+    return {name: _value(values) for name, values in found.items()}
+
+
+def _value(values: list[str]) -> Any:  # noqa: ANN401  (true, a word or words)
+    """True for no word, the word itself for one."""
+    if not values:
+        return True
+    return values[0] if len(values) == 1 else values
+
+
+def _parse_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a YAML whose keys are arguments' names, at any depth."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _parse_tree(value)
+            continue
+        name = "--" + str(key).removeprefix("--").replace("_", "-")
+        if name in _NEGATED and isinstance(value, bool):
+            name, value = _NEGATED[name], not value
+        if value is not None and value is not False:
+            found[name] = value
+    return found
+
+
+def expand_pattern(text: str, *, where: str) -> list[int]:
+    """The list of a pattern such as ``([0]*3+[1]*58)``.
+
+    >>> expand_pattern("([0]+[1]*3)*2", where="--moe-layer-freq")
+    [0, 1, 1, 1, 0, 1, 1, 1]
+    """
+    tokens = re.findall(r"\d+|[\[\]()+*,]", re.sub(r"\s", "", text))
+    if "".join(tokens) != re.sub(r"\s", "", text):
+        raise ScenarioError(where, f"'{text}' is not a pattern such as ([0]*3+[1]*58)")
+    try:
+        value, rest = _sum(tokens)
+    except (IndexError, ValueError):
+        value, rest = [], ["?"]
+    if rest or not value:
+        raise ScenarioError(where, f"'{text}' is not a pattern such as ([0]*3+[1]*58)")
+    return value
+
+
+def _sum(tokens: list[str]) -> tuple[list[int], list[str]]:
+    """A sum of products of lists, and the tokens after it."""
+    value, tokens = _product(tokens)
+    while tokens and tokens[0] == "+":
+        more, tokens = _product(tokens[1:])
+        value = value + more
+    return value, tokens
+
+
+def _product(tokens: list[str]) -> tuple[list[int], list[str]]:
+    """A list, repeated, and the tokens after it."""
+    if tokens[0] == "(":
+        value, tokens = _sum(tokens[1:])
+        closing = ")"
+    else:
+        end = tokens.index("]")
+        if tokens[0] != "[":
+            raise ValueError
+        value, tokens = [int(token) for token in tokens[1:end] if token != ","], tokens[end:]
+        closing = "]"
+    if tokens[0] != closing:
+        raise ValueError
+    tokens = tokens[1:]
+    while tokens and tokens[0] == "*":
+        times = int(tokens[1])
+        if times * len(value) > _LIMIT:
+            raise ValueError
+        value, tokens = value * times, tokens[2:]
+    return value, tokens
+
+
+def layout_text(counts: Sequence[int], *, mtp: int) -> str:
+    """Megatron's pipeline layout of layers per stage: E embedding, t layer, m extra, L loss.
+
+    >>> layout_text([3, 4, 3], mtp=1)
+    'Et*3|t*4|t*3mL'
+    """
+    stages = [f"t*{count}" if count else "" for count in counts]
+    stages[0] = "E" + stages[0]
+    stages[-1] += "m" * mtp + "L"
+    return "|".join(stages)
+
+
+def layout_counts(text: str, *, where: str) -> list[int]:
+    """Layers of each stage of a pipeline layout.
+
+    >>> layout_counts("E|(tt|)*3,tmL", where="--pipeline-model-parallel-layout")
+    [0, 2, 2, 2, 1]
+    """
+    flat = re.sub(r"[\s,]", "", text)
+    for pattern in (r"\(([^()]*)\)\*(\d+)", r"([EtmL|])\*(\d+)"):
+        while match := re.search(pattern, flat):
+            if int(match[2]) * max(1, len(match[1])) + len(flat) > _LIMIT:
+                raise ScenarioError(where, f"'{text}' is too long to be a layout")
+            flat = flat[: match.start()] + match[1] * int(match[2]) + flat[match.end() :]
+    if re.search(r"[^EtmL|]", flat) or not flat:
+        raise ScenarioError(where, f"'{text}' is not a layout such as Et*3|t*4|t*3L")
+    return [stage.count("t") for stage in flat.split("|")]
