@@ -10,7 +10,7 @@ __all__ = ["__version__", "load", "load_variants", "simulate"]
 _PLACES = {
     "load": "mpsim.spec.reader",
     "load_variants": "mpsim.spec.reader",
-    "simulate": "mpsim.simulate",
+    "simulate": "mpsim.simulation",
 }
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     **{"__init__": 0, "errors": 0, "units": 0, "spec": 1, "zoo": 1},
     **{"workload": 2, "schedule": 2, "cost": 3, "engine": 4, "bounds": 5, "report": 6},
-    **{"simulate": 7, "planner": 8, "calibration": 8, "validation": 8, "cli": 9, "__main__": 10},
+    **{"simulation": 7, "planner": 8, "calibration": 8, "validation": 8, "cli": 9, "__main__": 10},
 }
 """Floor of each module or folder below ``mpsim``; a module imports from lower floors, or its own
 folder."""

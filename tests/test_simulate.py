@@ -12,7 +12,7 @@ from mpsim.engine import events, longest_path
 from mpsim.errors import ScenarioError
 from mpsim.report import explain
 from mpsim.schedule.ops import Kind
-from mpsim.simulate import simulate
+from mpsim.simulation import simulate
 from mpsim.spec.reader import build, load
 
 UNIFORM = {

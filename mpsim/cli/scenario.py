@@ -15,7 +15,7 @@ from mpsim.planner.remedies import infeasible
 from mpsim.report import text
 from mpsim.report.metrics import Report
 from mpsim.report.record import record
-from mpsim.simulate import simulate
+from mpsim.simulation import simulate
 from mpsim.spec.reader import load_variants
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpsim.errors import InfeasibleError, MpsimError
 from mpsim.report.metrics import Report
-from mpsim.simulate import simulate
+from mpsim.simulation import simulate
 from mpsim.spec.reader import changed
 from mpsim.spec.scenario import Scenario
 from mpsim.units import format_bytes, format_seconds

@@ -10,7 +10,7 @@ from functools import partial
 
 from mpsim.errors import MpsimError
 from mpsim.report.metrics import Report
-from mpsim.simulate import simulate
+from mpsim.simulation import simulate
 from mpsim.spec.scenario import Scenario
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.conversion import Expressed, to_scenario
