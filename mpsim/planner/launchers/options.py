@@ -70,7 +70,7 @@ class Options:
         self._asked.add(name)
         if name in self.values:
             self._read.add(name)
-        return self.values.get(name, "auto") != "auto"
+        return bool(self.values.get(name, "auto") != "auto")
 
     def raw(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  (whatever the file holds)
         """The value as the file has it."""

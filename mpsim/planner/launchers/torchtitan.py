@@ -103,7 +103,7 @@ def _write_parallelism(scenario: Scenario) -> Mapping[str, Any]:
     plan = scenario.plan
     group = (plan.zero_group or plan.data) if plan.zero else 1
     shard = group if plan.data % group == 0 else 1
-    entries = {
+    entries: dict[str, Any] = {
         "data_parallel_replicate_degree": plan.data // shard,
         "data_parallel_shard_degree": shard,
         "fsdp_reshard_after_forward": "always" if plan.zero == 3 else "never",

@@ -16,13 +16,14 @@ import yaml
 from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.planner.launchers import deepspeed, huggingface, megatron_text, torchtitan_text
 from mpsim.planner.launchers.deepspeed import DEEPSPEED
-from mpsim.planner.launchers.fields import Lost, fields_of, lost_between
+from mpsim.planner.launchers.fields import Lost, fields_of, lost_between, training_fields
 from mpsim.planner.launchers.formats import Given, Launcher, Tree
 from mpsim.planner.launchers.huggingface import HUGGINGFACE
 from mpsim.planner.launchers.megatron import MEGATRON
 from mpsim.planner.launchers.options import Options
 from mpsim.planner.launchers.torch_pipelining import CSV_NAME, pipelining_files
 from mpsim.planner.launchers.torchtitan import TORCHTITAN
+from mpsim.spec.plan import TrainingSpec
 from mpsim.spec.reader import build
 from mpsim.spec.scenario import Disturbance, Scenario
 from mpsim.spec.zoo import load_entry
@@ -243,10 +244,20 @@ def _fitted(cluster: str | Tree, devices: int, *, assumed: list[str]) -> str | T
     each = math.gcd(_per_node(cluster), devices)
     nodes = devices // each
     assumed.append(f"cluster: {nodes} nodes of {each} devices, as many as the plan needs")
-    tree = {"base": cluster} if isinstance(cluster, str) else dict(cluster)
+    tree: Tree = {"base": cluster} if isinstance(cluster, str) else dict(cluster)
     if each != _per_node(cluster):
         tree["node"] = {**(tree.get("node") or {}), "devices": each}
     return tree | {"nodes": nodes}
+
+
+def _short(training: Tree) -> Tree:
+    """The fields of the training without those that say what their default would mean."""
+    meant = training_fields(TrainingSpec.model_validate(training))
+    for key in ("master_weights", "gradient_type", "parameter_type"):
+        rest = {name: value for name, value in training.items() if name != key}
+        if training_fields(TrainingSpec.model_validate(rest)) == meant:
+            training = rest
+    return training
 
 
 def _compact(scenario: Scenario, tree: Tree) -> Tree:
@@ -256,6 +267,7 @@ def _compact(scenario: Scenario, tree: Tree) -> Tree:
         written = tree[part]
         if isinstance(written, str) or "base" in written:
             dump[part] = written
+    dump["training"] = _short(dump["training"])
     return {
         key: dump[key] for key in ("name", "model", "cluster", "plan", "training") if key in dump
     }
