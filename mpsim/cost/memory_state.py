@@ -17,6 +17,10 @@ WORKSPACE = 96 * 2**20
 """B of matrix-product workspaces that a process keeps: cuBLAS, cuBLASLt, Transformer Engine, 32
 MiB each on Hopper (torch.backends.cuda; transformer_engine's get_cublas_workspace_size_bytes)."""
 
+GROUPED_WORKSPACE = 128 * 2**20
+"""B more where experts run as grouped products: Transformer Engine's four streams of 32 MiB each
+(transformer_engine/pytorch/module/base.py: _num_cublas_streams)."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -87,7 +91,7 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
     if training.keeps_master_weights:
         static["master_weights"] = over(4, 1)
     static["optimizer_state"] = _optimizer(layers, training, over(1, 1), counts)
-    static["workspace"] = float(WORKSPACE)
+    static["workspace"] = float(WORKSPACE + (GROUPED_WORKSPACE if counts.expert else 0))
     static |= _copies(layers, plan, training, counts)
     if plan.zero == 3:
         static |= _gathered(layers, plan, training, static, counts)

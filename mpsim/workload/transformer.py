@@ -30,23 +30,34 @@ def transformer_layers(model: Transformer, plan: PlanSpec, training: TrainingSpe
     """
     check_transformer(model, plan)
     share, parts = Share(plan, training), recomputed_parts(plan)
-    dense: dict[bool, Layer] = {}
+    made: dict[bool, Layer] = {}
     layers = [embedding_layer(share, model)]
     modules = plan.recompute_modules if plan.recompute == "selective" else []
     for index in range(model.layers):
         sparse = has_experts(model, index)
-        if sparse not in dense:
-            dense[sparse] = _layer(share, model, sparse=sparse, parts=parts)
-        layer = dense[sparse]
+        layer = _made(made, share, model, sparse=sparse, parts=parts)
         if "every_2nd_layer" in modules and index % 2 == 0 and layer.plain:
             layer = layer.plain
         layers.append(layer)
     if model.mtp_layers:
-        layers += [_mtp(share, model, dense[has_experts(model, model.layers - 1)])] * (
-            model.mtp_layers
-        )
+        last = _made(made, share, model, sparse=model.experts is not None, parts=parts)
+        layers += [_mtp(share, model, last)] * model.mtp_layers
     layers.append(head_layer(share, model))
     return layers
+
+
+def _made(
+    made: dict[bool, Layer],
+    share: Share,
+    model: Transformer,
+    *,
+    sparse: bool,
+    parts: frozenset[str],
+) -> Layer:
+    """The layer with or without experts, made once."""
+    if sparse not in made:
+        made[sparse] = _layer(share, model, sparse=sparse, parts=parts)
+    return made[sparse]
 
 
 def _layer(share: Share, model: Transformer, *, sparse: bool, parts: frozenset[str]) -> Layer:
