@@ -49,7 +49,8 @@ def _read_times(ctx: click.Context, param: click.Parameter, value: str) -> OpTim
     if not all(0 <= number < float("inf") for number in given.values()):
         raise click.BadParameter("times must be numbers of 0 or more", ctx, param)
     first, second = _backward_parts(given)
-    if "B" in given and not isclose(first + second, given["B"]) or min(first, second) < 0:
+    apart = not isclose(first + second, given.get("B", first + second))
+    if apart or min(first, second) < 0:
         what = f"B={given['B']:g} is not I + W ({first:g} + {second:g})"
         raise click.BadParameter(what, ctx, param)
     return OpTimes(given.get("F", 1.0), first, second, fused=given.get("X"))

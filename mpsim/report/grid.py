@@ -28,8 +28,9 @@ def strips(measures: ScheduleMeasures, *, width: int) -> list[list[Piece]]:
     """The grid of an order: for each device the pieces that fill ``width`` characters or less.
 
     Time runs to the right in proportion. Where the shortest op has room each op carries its name
-    (without the stage where devices hold one each), otherwise a character is the letter of the op
-    that runs in the middle of its time, or ``·`` for none.
+    (without the stage where devices hold one each), otherwise a character stands for the time of
+    the median op, with the letter of the op that then runs or ``·`` for none; ``…`` ends what is
+    too long.
     """
     order = measures.order
     names = [_name(order, entry) for entry in range(len(order.kind))]
@@ -60,17 +61,19 @@ def _named(
 
 
 def _lettered(measures: ScheduleMeasures, ops: slice, width: int) -> list[Piece]:
-    middles = (np.arange(width) + 0.5) * measures.makespan / width
     begin, end = measures.begin[ops], measures.end[ops]
+    unit = float(np.median(measures.end - measures.begin)) or measures.makespan
+    count = round(measures.makespan / unit)
+    middles = (np.arange(min(count, width - 1) if count > width else count) + 0.5) * unit
     entry = np.searchsorted(end, middles, side="right")
-    running = np.zeros(width, np.bool_)
-    inside = entry < len(end)
-    running[inside] = begin[entry[inside]] <= middles[inside]
-    kinds = measures.order.kind[ops]
-    return [
-        Piece(Kind(int(kinds[at])).name, Kind(int(kinds[at]))) if runs else Piece("·", None)
-        for at, runs in zip(entry.tolist(), running.tolist(), strict=True)
+    kinds = measures.order.kind[ops].tolist()
+    pieces = [
+        Piece(Kind(kinds[at]).name, Kind(kinds[at]))
+        if at < len(kinds) and begin[at] <= middle
+        else Piece("·", None)
+        for at, middle in zip(entry.tolist(), middles.tolist(), strict=True)
     ]
+    return [*pieces, Piece("…", None)] if count > width else pieces
 
 
 def _name(order: Order, entry: int) -> str:

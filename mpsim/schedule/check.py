@@ -200,8 +200,11 @@ def _require_transfers(listing: _Listing) -> None:
             if send not in place:
                 raise listing.refuse(f"{receive} has no {send}", place[receive])
     for send, at in place.items():
-        if send.kind in _RECEIVES and _receive_of(send) not in place:
-            raise listing.refuse(f"{send} has no {_receive_of(send)}", at)
+        if send.kind not in _RECEIVES or _receive_of(send) in place:
+            continue
+        if not 0 <= _receive_of(send).stage < listing.num_stages:
+            raise listing.refuse(f"{send} goes to no stage", at)
+        raise listing.refuse(f"{send} has no {_receive_of(send)}", at)
 
 
 def _receive_of(send: Op) -> Op:

@@ -23,7 +23,7 @@ class Timed:
         self.first = [None] * len(self.cells)
         self.free = [0.0] * len(self.cells)
         head = [0] * len(self.cells)
-        while any([self.advance(rank, head) for rank in range(len(head))]):
+        while any(self.advance(rank, head) for rank in range(len(head))):
             pass
         self.stuck = any(at < len(row) for at, row in zip(head, self.cells, strict=True))
 
