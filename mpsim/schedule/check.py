@@ -184,27 +184,32 @@ def _require_inputs_before(listing: _Listing) -> None:
 def _require_transfers(listing: _Listing) -> None:
     """A send and a receive, before it is needed, for every input from another device."""
     place = listing.place
-    for op, (device, column) in place.items():
-        if op.kind not in (Kind.F, *_BACKWARDS):
-            continue
-        for need in listing.inputs(op):
-            if place[need][0] == device:
-                continue
-            send = need._replace(kind=Kind.SEND_F if op.kind == Kind.F else Kind.SEND_B)
-            receive = op._replace(kind=_RECEIVES[send.kind][0])
-            if receive not in place or place[receive][0] != device:
-                what = f"{op} needs {need} of device {place[need][0]}, but {receive} is missing"
-                raise listing.refuse(what, (device, column))
-            if place[receive][1] >= column:
-                raise listing.refuse(f"{op} stands before its input {receive}", (device, column))
-            if send not in place:
-                raise listing.refuse(f"{receive} has no {send}", place[receive])
+    for op, (device, _) in place.items():
+        if op.kind in (Kind.F, *_BACKWARDS):
+            for need in listing.inputs(op):
+                if place[need][0] != device:
+                    _require_transfer(listing, op, need)
     for send, at in place.items():
         if send.kind not in _RECEIVES or _receive_of(send) in place:
             continue
         if not 0 <= _receive_of(send).stage < listing.num_stages:
             raise listing.refuse(f"{send} goes to no stage", at)
         raise listing.refuse(f"{send} has no {_receive_of(send)}", at)
+
+
+def _require_transfer(listing: _Listing, op: Op, need: Op) -> None:
+    """A send and a receive of one input."""
+    place = listing.place
+    device, column = place[op]
+    send = need._replace(kind=Kind.SEND_F if op.kind == Kind.F else Kind.SEND_B)
+    receive = op._replace(kind=_RECEIVES[send.kind][0])
+    if receive not in place or place[receive][0] != device:
+        what = f"{op} needs {need} of device {place[need][0]}, but {receive} is missing"
+        raise listing.refuse(what, (device, column))
+    if place[receive][1] >= column:
+        raise listing.refuse(f"{op} stands before its input {receive}", (device, column))
+    if send not in place:
+        raise listing.refuse(f"{receive} has no {send}", place[receive])
 
 
 def _receive_of(send: Op) -> Op:

@@ -58,7 +58,7 @@ class Op(NamedTuple):
     """One entry of a schedule; its text reads both ways.
 
     >>> str(Op(2, Kind.F, 0)), Op.parse("5I3"), str(Op.parse("0F1.2"))
-    ('2F0', Op(stage=5, kind=<Kind.I: 2>, microbatch=3, slice=0), '0F1.2')
+    ('2F0', Op(stage=5, kind=<Kind.I: 2>, microbatch=3, slice=-1), '0F1.2')
     """
 
     stage: int

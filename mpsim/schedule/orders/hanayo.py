@@ -34,9 +34,10 @@ class _Entry(NamedTuple):
 def hanayo(shape: Shape) -> Order:
     """Hanayo: v = 2 W chunks a device, placed as a snake; each device runs what is ready.
 
-    Placement: chunk k of device r is stage k p + r for even k and k p + p - 1 - r for odd k, so turns need no
-    transfer; W = 1 is the V. An idle device takes of the ops that are ready a backward first, then
-    the oldest microbatch, then the deepest stage, for the op times given. The published bubble,
+    Placement: chunk k of device r is stage k p + r for even k and k p + p - 1 - r for odd k, so
+    turns need no transfer; W = 1 is the V. An idle device takes of the ops that are ready a
+    backward first, then the oldest microbatch, then the deepest stage, for the op times given
+    (at most about m v chunks are held in the warm-up). The published bubble,
     (2 p - 2) / (3 p W + p - 1) at b = 2 f, is not reproduced by this rule exactly (the authors'
     lists are not public); it falls with W. Legal for v even, m >= 1; weights once.
 
