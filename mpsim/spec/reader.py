@@ -126,13 +126,19 @@ def build(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({}))
     Raises:
         ScenarioErrors: With one entry for each complaint.
     """
-    tree = _expand(tree)
-    for path, value in overrides.items():
-        tree = _expand(_replace(tree, path.split("."), value, path))
+    tree = declared(tree, overrides)
     try:
         return Scenario.model_validate(tree)
     except ValidationError as error:
         raise ScenarioErrors(_complaints(error)) from None
+
+
+def declared(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Tree:
+    """The mapping with zoo names written out and overrides laid over it; nothing is checked."""
+    tree = _expand(tree)
+    for path, value in overrides.items():
+        tree = _expand(_replace(tree, path.split("."), value, path))
+    return tree
 
 
 def merge(below: Any, above: Any) -> Any:  # noqa: ANN401  (YAML values)
