@@ -93,7 +93,7 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
     static["optimizer_state"] = _optimizer(layers, training, over(1, 1), counts)
     static["workspace"] = float(WORKSPACE + (GROUPED_WORKSPACE if counts.expert else 0))
     static |= _copies(layers, plan, training, counts)
-    if plan.zero == 3:
+    if plan.zero >= 2:
         static |= _gathered(layers, plan, training, static, counts)
     update = over(4, 1) if training.framework == "torch" and training.optimizer == "adam" else 0.0
     return State(_offloaded(static, layers, plan, training), update)
@@ -162,13 +162,13 @@ def _gathered(
     static: Mapping[str, float],
     counts: Counts,
 ) -> dict[str, float]:
-    """What ZeRO-3 holds in full: weights of running layers, and gradients before they are sent.
+    """What ZeRO-2 and 3 hold in full: gradients before they are sent; weights of running layers.
 
     The running layer, the next one (prefetch), and embedding and head, which belong to the root
     that stays gathered from forward to backward; gradients of the root and of one layer, and the
-    buffer that is sent. With a pipeline all weights of the device stay gathered and gradients are summed in full
-    over the microbatches (torch FSDP: reshard_after_forward is off, and gradients are reduced
-    after the last microbatch). Neither exceeds what a device without sharding holds.
+    buffer that is sent. With a pipeline all weights of the device stay gathered and gradients are
+    summed in full over the microbatches (torch FSDP: reshard_after_forward is off, and gradients
+    are reduced after the last microbatch). Neither exceeds what a device without sharding holds.
     """
     used, stored = _compute_element(training), TYPE_BYTES[training.stored_type]
     gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
@@ -179,10 +179,11 @@ def _gathered(
     sums = used * root + (used + gradient) * widest
     if plan.pipeline > 1:
         weights, sums = counts.nbytes(used), counts.nbytes(gradient)
-    return {
-        "gathered_weights": min(weights, counts.nbytes(stored) - static["parameters"]),
-        "gradient_buffers": min(sums, counts.nbytes(gradient) - static["gradients"]),
-    }
+    buffers = {"gradient_buffers": min(sums, counts.nbytes(gradient) - static["gradients"])}
+    if plan.zero == 3:
+        room = counts.nbytes(stored) - static["parameters"]
+        buffers["gathered_weights"] = min(weights, room)
+    return buffers
 
 
 def _offloaded(
