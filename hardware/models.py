@@ -130,12 +130,13 @@ def build(model: Model, seed: int = 0) -> nn.Sequential:
 
 
 def deal(layers: int, stages: int) -> tuple[int, ...]:
-    """Layers of each stage, dealt as evenly as they go, the first stages taking one more.
+    """Layers of each stage, dealt as evenly as they go, the last stages taking one more.
 
     >>> deal(5, 2), deal(8, 4)
-    ((3, 2), (2, 2, 2, 2))
+    ((2, 3), (2, 2, 2, 2))
     """
-    return tuple(layers // stages + (stage < layers % stages) for stage in range(stages))
+    whole = stages - layers % stages  # stages without an extra layer
+    return tuple(layers // stages + (stage >= whole) for stage in range(stages))
 
 
 def loss_of(model: Model) -> Loss:

@@ -1,13 +1,14 @@
-"""Real splits of a network over workers, each compared with the unsplit network.
+"""Real splits of a network over workers: by layer, column, row and batch.
 
-Every split is a task: all workers run it, each builds the whole model from the same seed for
-comparison, computes its share, and says how far loss and gradients are off.
+Each split is a class with one contract: built on every worker from the same whole network, it runs
+a forward and backward pass and leaves on each worker the gradients of the parameters it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -16,344 +17,262 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpsim.errors import CalibrationError
 
-from .models import Model, build, count_layers, deal, loss_of, make_batch
-from .pipeline import PipelineJob, run_pipeline
+from .models import Model, build, count_layers, deal, loss_of
+from .tensor_layers import ColumnLinear, RowLinear, piece
 from .transport import Transport
 from .worker import Context
-from .workers import Workers
 
-TOLERANCE = 1e-5  # relative, fp32: sums of another order differ by some 1e-7 a term
+Named = Iterator[tuple[str, nn.Parameter]]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far a split is from the unsplit network; errors are relative.
+class Split(ABC):
+    """A network cut over workers.
 
-    The gradient error is the largest difference of an entry over the largest entry of its tensor.
+    Attributes:
+        context: The worker it runs on.
+        loss: The network's loss.
     """
 
-    loss: float
-    loss_error: float
-    gradient_error: float
+    title: ClassVar[str]
 
-    @property
-    def holds(self) -> bool:
-        """Whether both errors are within 1e-5."""
-        return max(self.loss_error, self.gradient_error) <= TOLERANCE
+    def __init__(self, context: Context, model: Model, seed: int = 0) -> None:
+        """Take one worker's share of the network built from the seed."""
+        self.context, self.model, self.loss = context, model, loss_of(model)
+        self.take(build(model, seed).to(context.device))
 
+    @abstractmethod
+    def take(self, whole: nn.Sequential) -> None:
+        """Keep this worker's share of the whole network."""
 
-@dataclass(frozen=True)
-class _Whole:
-    """The unsplit network, its batch, loss and gradients, on one worker."""
+    @abstractmethod
+    def backward(self, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """One forward and backward pass over a batch; the loss, on workers that know it."""
 
-    module: nn.Sequential
-    inputs: Tensor
-    target: Tensor
-    loss: Tensor
-    gradients: dict[str, Tensor]
+    @abstractmethod
+    def parameters(self) -> Named:
+        """Parameters held here, by their name in the whole network."""
 
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """The part of a whole parameter's gradient that this worker holds."""
+        return whole
 
-def _whole(context: Context, model: Model, batch: int) -> _Whole:
-    """The unsplit network after one forward and backward pass."""
-    module = build(model).to(context.device)
-    inputs, target = (part.to(context.device) for part in make_batch(model, batch))
-    loss = loss_of(model)(module(inputs), target)
-    torch.autograd.backward(loss)
-    gradients = {
-        name: value.grad.clone()
-        for name, value in module.named_parameters()
-        if value.grad is not None
-    }
-    module.zero_grad(set_to_none=True)
-    return _Whole(module, inputs, target, loss.detach(), gradients)
+    def where(self) -> dict[str, str]:
+        """Where each parameter held here lives, by its name in the whole network."""
+        place = f"{self.context.device}, worker {self.context.rank}"
+        return {name: f"{tuple(value.shape)} on {place}" for name, value in self.parameters()}
 
 
-def _compare(whole: _Whole, loss: Tensor | None, found: Iterable[tuple[str, Tensor]]) -> Agreement:
-    """Errors of a loss (None on a worker that has none) and of some gradients."""
-    reference = whole.loss.item()
-    value = reference if loss is None else loss.item()
-    worst = 0.0
-    for name, gradient in found:
-        truth = whole.gradients[name]
-        scale = max(truth.abs().max().item(), torch.finfo(truth.dtype).tiny)
-        worst = max(worst, (gradient - truth).abs().max().item() / scale)
-    return Agreement(value, abs(value - reference) / abs(reference), worst)
-
-
-def split_by_layer(context: Context, model: Model, batch: int) -> Agreement:
+class ByLayer(Split):
     """Layers dealt to the workers in turn; outputs go forward, their gradients back."""
-    whole, transport = _whole(context, model, batch), Transport(context)
-    counts = deal(count_layers(model), context.world)
-    start = sum(counts[: context.rank])
-    mine = nn.Sequential(*list(whole.module)[start : start + counts[context.rank]])
-    entering = whole.inputs
-    if context.rank:
-        with torch.no_grad():  # for the shape alone
-            shape = whole.module[:start](whole.inputs).shape
-        entering = torch.empty(shape, device=context.device)
-        transport.irecv(entering, context.rank - 1).wait()
-        entering.requires_grad_()
-    leaving = mine(entering)
-    loss = None
-    if context.rank == context.world - 1:
-        loss = loss_of(model)(leaving, whole.target)
-        torch.autograd.backward(loss)
-    else:
-        gradient = torch.empty_like(leaving)
-        sending = transport.isend(leaving.detach(), context.rank + 1)
-        transport.irecv(gradient, context.rank + 1).wait()
-        sending.wait()
-        torch.autograd.backward(leaving, gradient)
-    if context.rank:
-        assert entering.grad is not None
-        transport.isend(entering.grad, context.rank - 1).wait()
-    names = [f"{start + place}.{name}" for place, name in _parameter_names(mine)]
-    gradients = [value.grad for value in mine.parameters() if value.grad is not None]
-    return _compare(whole, loss, zip(names, gradients, strict=True))
 
+    title = "by layer"
 
-def _parameter_names(layers: nn.Sequential) -> list[tuple[int, str]]:
-    """Place in the sequence, and name there, of each parameter."""
-    return [
-        (place, name)
-        for place, layer in enumerate(layers.children())
-        for name, _ in layer.named_parameters()
-    ]
+    def take(self, whole: nn.Sequential) -> None:
+        """Keep a run of layers."""
+        context = self.context
+        counts = deal(count_layers(self.model), context.world)
+        self.start = sum(counts[: context.rank])
+        with torch.device("meta"):
+            self.before = nn.Sequential(*list(build(self.model))[: self.start])
+        self.mine = nn.Sequential(*list(whole)[self.start : self.start + counts[context.rank]])
+        self.transport = Transport(context)
 
-
-class _Gather(torch.autograd.Function):
-    """Column pieces of all workers side by side; backward, one's own piece of the gradient."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, piece: Tensor, rank: int) -> Tensor:
-        pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
-        dist.all_gather(pieces, piece.contiguous())
-        ctx.place = (rank, piece.shape[-1])  # type: ignore[attr-defined]
-        return torch.cat(pieces, dim=-1)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        rank, width = ctx.place  # type: ignore[attr-defined]
-        return grads[0].narrow(-1, rank * width, width), None
-
-
-class _Reduce(torch.autograd.Function):
-    """Sum over the workers; backward, the gradient as it is (each worker has all of it)."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, part: Tensor) -> Tensor:
-        total = part.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
-class _Copy(torch.autograd.Function):
-    """An input that all workers have; backward, the sum of their gradients for it."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
-class _Columns(nn.Module):
-    """A linear layer whose outputs are dealt to the workers, then gathered."""
-
-    def __init__(self, linear: nn.Linear, rank: int, world: int) -> None:
-        super().__init__()
-        self.rank = rank
-        self.weight = nn.Parameter(_piece(linear.weight, 0, rank, world))
-        self.bias = nn.Parameter(_piece(linear.bias, 0, rank, world))
-
-    def forward(self, value: Tensor) -> Tensor:
-        piece = nn.functional.linear(_Copy.apply(value), self.weight, self.bias)  # type: ignore[no-untyped-call]
-        output: Tensor = _Gather.apply(piece, self.rank)  # type: ignore[no-untyped-call]
-        return output
-
-
-class _Rows(nn.Module):
-    """A linear layer whose inputs are dealt to the workers; the products are summed."""
-
-    def __init__(self, linear: nn.Linear, rank: int, world: int) -> None:
-        super().__init__()
-        self.rank, self.world = rank, world
-        self.weight = nn.Parameter(_piece(linear.weight, 1, rank, world))
-        self.bias = nn.Parameter(linear.bias.detach().clone())
-
-    def forward(self, value: Tensor) -> Tensor:
-        shared: Tensor = _Copy.apply(value)  # type: ignore[no-untyped-call]
-        mine = shared.chunk(self.world, dim=-1)[self.rank]
-        total: Tensor = _Reduce.apply(nn.functional.linear(mine, self.weight))  # type: ignore[no-untyped-call]
-        return total + self.bias
-
-
-def _piece(tensor: Tensor, axis: int, rank: int, world: int) -> Tensor:
-    """This worker's share of a weight along an axis."""
-    return tensor.detach().chunk(world, dim=axis)[rank].clone()
-
-
-def split_by_column(context: Context, model: Model, batch: int) -> Agreement:
-    """Each linear layer whose outputs divide is cut by columns of its output."""
-    return _split_linears(context, model, batch, cut=(_Columns, 0))
-
-
-def split_by_row(context: Context, model: Model, batch: int) -> Agreement:
-    """Each linear layer whose inputs divide is cut by rows of its input, with an all-reduce."""
-    return _split_linears(context, model, batch, cut=(_Rows, 1))
-
-
-def _split_linears(
-    context: Context,
-    model: Model,
-    batch: int,
-    *,
-    cut: tuple[Callable[[nn.Linear, int, int], nn.Module], int],
-) -> Agreement:
-    """Cut the linear layers of a network along an axis of their weights; leave the rest whole."""
-    whole, (make, axis) = _whole(context, model, batch), cut
-    layers: list[nn.Module] = []
-    cuts: set[int] = set()
-    for place, layer in enumerate(whole.module.children()):
-        divides = isinstance(layer, nn.Linear) and layer.weight.shape[axis] % context.world == 0
-        if isinstance(layer, nn.Linear) and divides:
-            layers.append(make(layer, context.rank, context.world))
-            cuts.add(place)
+    def backward(self, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """Receive, compute, send; then the same backwards."""
+        rank, last = self.context.rank, self.context.rank == self.context.world - 1
+        entering = inputs
+        if rank:
+            shape = self.before(torch.empty_like(inputs, device="meta")).shape
+            entering = torch.empty(shape, device=self.context.device)
+            self.transport.irecv(entering, rank - 1).wait()
+            entering.requires_grad_()
+        leaving = self.mine(entering)
+        loss: Tensor | None = None
+        if last:
+            loss = self.loss(leaving, target)
+            torch.autograd.backward(loss)
         else:
-            layers.append(layer)
-    if not cuts:
-        raise CalibrationError(f"{model.name}: no linear layer divides by {context.world}")
-    module = nn.Sequential(*layers)
-    loss = loss_of(model)(module(whole.inputs), whole.target)
-    torch.autograd.backward(loss)
-    for name in {name for name in whole.gradients if int(name.partition(".")[0]) in cuts}:
-        if axis == 0 or name.endswith("weight"):
-            whole.gradients[name] = _piece(whole.gradients[name], axis, context.rank, context.world)
-    found = [(n, value.grad) for n, value in module.named_parameters() if value.grad is not None]
-    return _compare(whole, loss.detach(), found)
+            gradient = torch.empty_like(leaving)
+            sending = self.transport.isend(leaving.detach(), rank + 1)
+            self.transport.irecv(gradient, rank + 1).wait()
+            sending.wait()
+            torch.autograd.backward(leaving, gradient)
+        if entering.grad is not None:
+            self.transport.isend(entering.grad, rank - 1).wait()
+        return loss
+
+    def parameters(self) -> Named:
+        """Those of this worker's layers."""
+        for place, layer in enumerate(self.mine, self.start):
+            for name, value in layer.named_parameters():
+                yield f"{place}.{name}", value
 
 
-def split_by_batch(context: Context, model: Model, batch: int) -> Agreement:
-    """DistributedDataParallel: a share of the batch each, gradients averaged."""
-    whole = _whole(context, model, batch)
-    devices = [context.device] if context.device.type == "cuda" else None
-    replica = DistributedDataParallel(whole.module, device_ids=devices)
-    share = slice(
-        context.rank * batch // context.world, (context.rank + 1) * batch // context.world
-    )
-    loss = loss_of(model)(replica(whole.inputs[share]), whole.target[share])
-    torch.autograd.backward(loss)
-    mean = loss.detach().clone()
-    dist.all_reduce(mean)
-    found = [(n, v.grad) for n, v in whole.module.named_parameters() if v.grad is not None]
-    return _compare(whole, mean / context.world, found)
+class _ByLinear(Split):
+    """Every linear layer that divides is cut; the rest is whole on every worker."""
 
+    layer: ClassVar[type[ColumnLinear] | type[RowLinear]]
 
-def split_by_data_parallel(context: Context, model: Model, batch: int) -> Agreement:
-    """DataParallel of torch on two GPUs of one process, or the same steps by messages elsewhere.
+    def take(self, whole: nn.Sequential) -> None:
+        """Exchange the linear layers for their shares."""
+        rank, world, axis = self.context.rank, self.context.world, self.layer.axis
+        layers: list[nn.Module] = []
+        self.axes: dict[str, int] = {}
+        for place, layer in enumerate(whole):
+            if isinstance(layer, nn.Linear) and layer.weight.shape[axis] % world == 0:
+                layers.append(self.layer(layer, rank, world))
+                self.axes[f"{place}.weight"] = axis
+                if axis == 0:
+                    self.axes[f"{place}.bias"] = 0
+            else:
+                layers.append(layer)
+        if not self.axes:
+            raise CalibrationError(f"{self.model.name}: no linear layer divides by {world}")
+        self.module = nn.Sequential(*layers)
 
-    Each step: inputs scattered and weights broadcast from the first device, outputs gathered there,
-    the loss there, gradients of the outputs scattered, gradients of the weights summed there.
-    """
-    whole = _whole(context, model, batch)
-    if torch.cuda.device_count() >= 2 and context.device.type == "cuda":
-        replica = nn.DataParallel(whole.module, device_ids=[0, 1], output_device=context.device)
-        if context.rank:
-            return _compare(whole, None, ())
-        loss = loss_of(model)(replica(whole.inputs), whole.target)
+    def backward(self, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """Forward and backward on every worker, with the exchanges inside."""
+        loss = self.loss(self.module(inputs), target)
         torch.autograd.backward(loss)
-    else:
-        loss = _emulated_data_parallel(context, model, whole)
-    if context.rank:
-        return _compare(whole, None, ())
-    found = [(n, v.grad) for n, v in whole.module.named_parameters() if v.grad is not None]
-    return _compare(whole, loss.detach(), found)
+        return loss
+
+    def parameters(self) -> Named:
+        """Shares and whole ones."""
+        return self.module.named_parameters()
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """The share of a cut parameter."""
+        if name not in self.axes:
+            return whole
+        return piece(whole, self.axes[name], self.context.rank, self.context.world)
 
 
-def _emulated_data_parallel(context: Context, model: Model, whole: _Whole) -> Tensor:
-    """One step of DataParallel by messages between workers; the loss is the first worker's."""
-    transport = Transport(context)
-    shares = [part.contiguous() for part in whole.inputs.chunk(context.world)]
-    if context.rank:
-        transport.irecv(shares[context.rank].zero_(), 0).wait()
-    else:
-        for pending in [transport.isend(shares[p], p) for p in range(1, context.world)]:
-            pending.wait()
-    for parameter in whole.module.parameters():
-        dist.broadcast(parameter.data, src=0)
-    output = whole.module(shares[context.rank])
-    if context.rank:
-        transport.isend(output.detach(), 0).wait()
-        gradient = torch.empty_like(output)
-        transport.irecv(gradient, 0).wait()
-        torch.autograd.backward(output, gradient)
-        loss = whole.loss
-    else:
-        pieces = [output.detach(), *(torch.empty_like(output) for _ in range(1, context.world))]
-        for peer in range(1, context.world):
-            transport.irecv(pieces[peer], peer).wait()
-        gathered = [piece.requires_grad_() for piece in pieces]
-        loss = loss_of(model)(torch.cat(gathered), whole.target)
-        gradients = torch.autograd.grad(loss, gathered)
-        for peer in range(1, context.world):
-            transport.isend(gradients[peer], peer).wait()
-        torch.autograd.backward(output, gradients[0])
-    for parameter in whole.module.parameters():
-        if parameter.grad is not None:
-            dist.reduce(parameter.grad, dst=0)
-    return loss
+class ByColumn(_ByLinear):
+    """Linear layers cut by columns of their output, which is gathered."""
+
+    title = "by column"
+    layer = ColumnLinear
 
 
-SPLITS: dict[str, Callable[[Context, Model, int], Agreement]] = {
-    "layer": split_by_layer,
-    "column": split_by_column,
-    "row": split_by_row,
-    "ddp": split_by_batch,
-    "data_parallel": split_by_data_parallel,
-}
-"""The splits by name; pipelines are checked with ``check_pipeline``."""
+class ByRow(_ByLinear):
+    """Linear layers cut by rows of their input, with an all-reduce of the output."""
+
+    title = "by row"
+    layer = RowLinear
 
 
-def check_split(workers: Workers, name: str, model: Model, *, batch: int) -> Agreement:
-    """Run a split for real: the worst agreement of all workers.
+class ByBatch(Split):
+    """DistributedDataParallel: the whole network and a share of the batch each."""
 
-    Raises:
-        CalibrationError: If the model cannot be split so, or a worker fails.
-    """
-    if batch % len(workers.placement.workers):
-        raise CalibrationError(
-            f"a batch of {batch} cannot be dealt to {len(workers.placement.workers)} workers"
+    title = "DistributedDataParallel"
+
+    def take(self, whole: nn.Sequential) -> None:
+        """Wrap the whole network."""
+        device = self.context.device
+        self.module = whole
+        self.replica = DistributedDataParallel(
+            whole, device_ids=[device] if device.type == "cuda" else None
         )
-    return _worst(workers.run(SPLITS[name], model, batch))
+
+    def backward(self, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """This worker's share of the batch; gradients are averaged under way."""
+        rank, world = self.context.rank, self.context.world
+        share = slice(rank * len(inputs) // world, (rank + 1) * len(inputs) // world)
+        loss = self.loss(self.replica(inputs[share]), target[share])
+        torch.autograd.backward(loss)
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        return mean / world
+
+    def parameters(self) -> Named:
+        """All, on every worker."""
+        return self.module.named_parameters()
 
 
-def check_pipeline(workers: Workers, job: PipelineJob) -> Agreement:
-    """Run a pipeline for real and compare it with the unsplit model, computed on the first worker.
+class ByDataParallel(Split):
+    """The steps of torch's single-process DataParallel, as messages between workers.
 
-    The job's learning rate must be zero, so that gradients are returned.
+    Inputs are scattered and weights broadcast from the first device, outputs gathered there, the
+    loss computed there; gradients of the outputs are scattered, those of the weights summed there.
+    Where one process has two GPUs, torch's own DataParallel runs in the first worker.
     """
-    run = run_pipeline(workers, job)
-    module = build(job.model, job.seed)
-    inputs, target = make_batch(job.model, job.batch, seed=job.seed, sequence=job.sequence)
-    loss = loss_of(job.model)(module(inputs), target)
-    torch.autograd.backward(loss)
-    gradients = {n: v.grad for n, v in module.named_parameters() if v.grad is not None}
-    whole = _Whole(module, inputs, target, loss.detach(), gradients)
-    return _compare(whole, torch.tensor(run.losses[-1]), run.gradients.items())
+
+    title = "DataParallel"
+
+    def take(self, whole: nn.Sequential) -> None:
+        """Every worker has the whole network; the first one's weights count."""
+        self.module, self.transport = whole, Transport(self.context)
+        self.native: nn.Module | None = None
+        if torch.cuda.device_count() >= 2 and self.context.device.type == "cuda":
+            first = self.context.device.index
+            others = [index for index in range(torch.cuda.device_count()) if index != first]
+            self.native = nn.DataParallel(whole, [first, *others[: self.context.world - 1]])
+
+    def backward(self, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """One step; the loss is known to the first worker."""
+        if self.native is not None:
+            return self._native(self.native, inputs, target)
+        rank, world = self.context.rank, self.context.world
+        shares = [part.contiguous() for part in inputs.chunk(world)]
+        self._scatter(shares)
+        for parameter in self.module.parameters():
+            dist.broadcast(parameter.data, src=0)
+        if rank:  # replicas are made anew in each step: no gradient is left of the last one
+            self.module.zero_grad(set_to_none=True)
+        output = self.module(shares[rank])
+        loss = None
+        if rank:
+            self.transport.isend(output.detach(), 0).wait()
+            gradient = torch.empty_like(output)
+            self.transport.irecv(gradient, 0).wait()
+        else:
+            loss, gradient = self._loss_at_first(output, target)
+        torch.autograd.backward(output, gradient)
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                dist.reduce(parameter.grad, dst=0)
+        return loss
+
+    def _native(self, module: nn.Module, inputs: Tensor, target: Tensor) -> Tensor | None:
+        """torch's own, in the first worker."""  # noqa: D403
+        if self.context.rank:
+            return None
+        loss = self.loss(module(inputs), target)
+        torch.autograd.backward(loss)
+        return loss
+
+    def _scatter(self, shares: list[Tensor]) -> None:
+        """Shares of the batch from the first worker to the others."""
+        rank = self.context.rank
+        if rank:
+            self.transport.irecv(shares[rank].zero_(), 0).wait()
+            return
+        for pending in [self.transport.isend(shares[p], p) for p in range(1, len(shares))]:
+            pending.wait()
+
+    def _loss_at_first(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather outputs, compute the loss, send out its gradients; one's own is returned."""
+        peers = range(1, self.context.world)
+        pieces = [output.detach(), *(torch.empty_like(output) for _ in peers)]
+        for peer in peers:
+            self.transport.irecv(pieces[peer], peer).wait()
+        gathered = [part.requires_grad_() for part in pieces]
+        loss = self.loss(torch.cat(gathered), target)
+        gradients = torch.autograd.grad(loss, gathered)
+        for peer in peers:
+            self.transport.isend(gradients[peer], peer).wait()
+        return loss.detach(), gradients[0]
+
+    def parameters(self) -> Named:
+        """The first worker's; the others hold copies."""
+        return iter(()) if self.context.rank else self.module.named_parameters()
 
 
-def _worst(agreements: list[Agreement]) -> Agreement:
-    """The largest errors of several workers."""
-    return Agreement(
-        agreements[0].loss,
-        max(agreement.loss_error for agreement in agreements),
-        max(agreement.gradient_error for agreement in agreements),
-    )
+SPLITS: dict[str, Callable[..., Split]] = {
+    "layer": ByLayer,
+    "column": ByColumn,
+    "row": ByRow,
+    "ddp": ByBatch,
+    "data_parallel": ByDataParallel,
+}
+"""The splits by name."""

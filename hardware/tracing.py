@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mpsim.errors import ScenarioError
 from mpsim.spec.model import Network, TorchModule, Traced
 
-from .watching import Event, Watch
+from .watching import Event, FusedAttention, Watch
 
 BATCH = 2  # samples traced, then divided by: batch norms refuse one
 
@@ -56,7 +56,12 @@ def trace_module(module: nn.Module, inputs: Tensor, *, name: str, source: str) -
     """
     watch = Watch(module)
     try:
-        with _returns(module, watch), saved_tensors_hooks(watch.keep, lambda tensor: tensor), watch:
+        with (
+            _returns(module, watch),
+            saved_tensors_hooks(watch.keep, lambda tensor: tensor),
+            FusedAttention(),
+            watch,
+        ):
             watch.enter(inputs)
             output = module(inputs)
     except Exception as error:

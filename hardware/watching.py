@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -70,11 +71,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(Event(returned=name, entered=entered, tensor=place, shape=shape))
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Autograd keeps a tensor: counted once, and not at all if it is a weight or a buffer."""
+        """Autograd keeps a tensor: counted once, and not at all if it is a weight or a buffer.
+
+        Keeping a view keeps all that it is a view of.
+        """
         place = self.storage(tensor)
         if place not in self._saved and not self._is_fixed(place):
             self._saved.add(place)
-            self._pending += tensor.numel()
+            self._pending += tensor.untyped_storage().nbytes() // tensor.element_size()
         return tensor
 
     def __torch_dispatch__(
@@ -124,3 +128,36 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _tensors(tree: object) -> list[Tensor]:
     """All tensors in nested lists, tuples and dictionaries."""
     return [value for value in tree_iter(tree) if isinstance(value, torch.Tensor)]
+
+
+class FusedAttention(TorchFunctionMode):
+    """Has attention traced as the one fused kernel that it is on a GPU.
+
+    On the meta device torch would take it apart into matrix products and a softmax, with the scores
+    kept. Attention with a mask of its own, or with fewer key-value heads, is left as torch has it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run a function, attention as the flash kernel."""
+        kwargs = kwargs or {}
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        query, key = call["query"], call["key"]
+        if call.get("attn_mask") is not None or query.shape[:-2] != key.shape[:-2]:
+            return func(*args, **kwargs)
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query,
+            key,
+            call["value"],
+            call.get("dropout_p", 0.0),
+            call.get("is_causal", False),
+            scale=call.get("scale"),
+        )[0]

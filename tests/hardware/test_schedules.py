@@ -3,10 +3,10 @@
 import pytest
 
 from mpsim.errors import ScheduleError
+from mpsim.hardware.agreement import check_pipeline
 from mpsim.hardware.models import count_layers, deal, layer_stack
 from mpsim.hardware.pipeline import PipelineJob
 from mpsim.hardware.schedules import runnable, torch_text
-from mpsim.hardware.splits import check_pipeline
 from mpsim.schedule.orders import make_order
 
 MODEL = layer_stack(8, 4)

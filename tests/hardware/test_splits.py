@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mpsim.errors import CalibrationError
+from mpsim.hardware.agreement import Agreement, check_pipeline, check_split
 from mpsim.hardware.models import (
     SMALL_CNN,
     TWO_DEVICE_MLP,
@@ -15,7 +16,7 @@ from mpsim.hardware.models import (
     two_layer,
 )
 from mpsim.hardware.pipeline import PipelineJob
-from mpsim.hardware.splits import SPLITS, Agreement, check_pipeline, check_split
+from mpsim.hardware.splits import SPLITS
 from mpsim.spec.model import Network
 
 

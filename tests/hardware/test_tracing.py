@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpsim.errors import ScenarioError
-from mpsim.hardware.models import SMALL_CNN, build
+from mpsim.hardware.models import SMALL_CNN, block_stack, build
 from mpsim.hardware.tracing import trace, trace_module
 from mpsim.spec.model import TorchModule
 
@@ -146,7 +146,7 @@ def test_first_convolution_of_a_resnet_by_hand():
 
 def test_gpt_is_cut_at_its_blocks():
     network, module, inputs = traced(Gpt, 16, integer=True)
-    assert [layer.label for layer in network.network][1:4] == ["h.0", "h.1", "h.2"][:3]
+    assert [layer.label for layer in network.network][1:4] == ["h.0", "h.1", "h.2"]
     assert sum(layer.parameters for layer in network.network) == sum(
         parameter.numel() for parameter in module.parameters()
     )
@@ -165,8 +165,8 @@ def test_a_gpt_block_by_hand():
     assert block.output == [time, width]
     heads = 4
     scores = heads * time * time
-    # at least the tensors any implementation keeps: both norms' inputs and outputs, q k v, attention
-    # output, MLP's two, and the weights of attention
+    # at least what any implementation keeps: both norms' inputs and outputs, q k v, the attention's
+    # output, the MLP's two, and the weights of attention
     assert block.saved_elements >= (4 + 3 + 1 + 8) * time * width + scores
     assert block.saved_elements <= (4 + 6 + 1 + 8 + 2) * time * width + 4 * scores
 
@@ -177,6 +177,22 @@ def test_tied_weights_count_where_they_are_first_used():
     assert head.label == "lm_head"
     assert head.parameters == 0
     assert head.output == [16, 100]
+
+
+def test_fused_attention_is_one_kernel_that_keeps_no_scores():
+    with torch.device("meta"):
+        module = build(block_stack(64, 1))
+    inputs = torch.empty(2, 16, dtype=torch.long, device="meta")
+    block = trace_module(module, inputs, name="blocks", source="test").network[1]
+    time, width, heads = 16, 64, 4
+    products, attention = 2 * time * width * 12 * width, 2 * 2 * time * time * width
+    assert block.forward_flops == products + attention
+    assert block.parameters == 12 * width**2 + 13 * width
+    # both norms' inputs and outputs with two statistics a token, q k v in one, the attention's
+    # output with its sums of exponentials a head and token, the MLP's two of four widths
+    kept = (4 + 3 + 1 + 8) * time * width + 2 * 2 * time + heads * time
+    # and one more of the seed and offset of a dropout that is not there
+    assert block.saved_elements == kept + 1
 
 
 def test_small_cnn_traced_has_the_counts_of_its_declaration():
