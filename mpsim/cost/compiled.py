@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpsim.cost.clock import with_sustained_clock
 from mpsim.cost.derived import profile_of
 from mpsim.cost.estimate import estimate
 from mpsim.cost.passes import Machine, layer_seconds
@@ -57,6 +58,7 @@ class Compiled:
 def machine_of(scenario: Scenario) -> Machine:
     """Cluster, plan, training and profile of a scenario."""
     profile = profile_of(scenario.cluster.device)
+    profile = with_sustained_clock(profile, scenario.cluster.device)
     return Machine(scenario.cluster, scenario.plan, scenario.training, profile)
 
 
@@ -181,12 +183,12 @@ def _lowering(
 ) -> dict[str, object]:
     """How the order is lowered: transfers, gradient exchange, gathers, the barrier."""
     plan = scenario.plan
-    replicated = plan.data * plan.context > 1 and plan.zero < 3
+    replicated = plan.data * plan.context > 1 and not machine.gathers_each_pass
     reductions = "none"
     if replicated or plan_copies_weights(plan.schedule):
         reductions = "last" if plan.overlap_data else "end"
     gathers = "none"
-    if replicated and plan.zero in (1, 2):
+    if replicated and plan.zero > 0:
         gathers = "start" if plan.overlap_data else "end"
     buckets = [
         min(

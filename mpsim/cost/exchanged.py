@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mpsim.cost.passes import Machine
-from mpsim.cost.stages import StageCost, gradient_nbytes
+from mpsim.cost.stages import StageCost, gathered_nbytes, gradient_nbytes
 from mpsim.cost.topology import group_of
 from mpsim.workload.layers import Exchange, Layer
 
@@ -71,11 +71,10 @@ def _replicated(
     size = plan.data * plan.context
     if size == 1:
         return 0.0
-    if plan.zero == 3:
+    if machine.gathers_each_pass:
         # gathered before each forward and each backward, scattered after each backward
         parameters = sum(layer.parameters for stage in stages for layer in stage)
-        stored = parameters * (4.0 if machine.training.stored_type == "fp32" else 2.0)
-        passes = 2 * sent_by_ring("all_gather", stored, size)
+        passes = 2 * sent_by_ring("all_gather", gathered_nbytes(parameters, machine), size)
         passes += sent_by_ring("reduce_scatter", gradient_nbytes(parameters, machine), size)
         return passes * microbatches
     reduce = "all_reduce" if plan.zero == 0 else "reduce_scatter"

@@ -10,6 +10,7 @@ import numpy as np
 from mpsim.cost.collectives import collective_seconds
 from mpsim.cost.compute import kernel_seconds
 from mpsim.cost.overlap import overlapped
+from mpsim.cost.software import SOFTWARE, Software, pass_seconds, slowdown
 from mpsim.cost.textbook import ring_all_reduce, ring_gather, textbook_seconds
 from mpsim.cost.topology import group_of
 from mpsim.spec.cluster import ClusterSpec, LinkSpec
@@ -73,7 +74,23 @@ class Machine:
     @property
     def host_seconds_per_launch(self) -> float:
         """Host time to launch one kernel: the driver's and the framework's share."""
-        return self.profile.launch.host + self.profile.launch.dispatch
+        launch = self.profile.launch
+        return launch.host + launch.dispatch * self.software.dispatches
+
+    @property
+    def software(self) -> Software:
+        """What the training software adds to kernel times."""
+        return SOFTWARE[self.training.framework]
+
+    @property
+    def gathers_each_pass(self) -> bool:
+        """Whether parameters are gathered anew for each pass (ZeRO-3).
+
+        With a pipeline they stay gathered through the step, as torchtitan and Megatron do, since a
+        gather for each microbatch would cost more than it saves.
+        """
+        plan = self.plan
+        return plan.zero == 3 and plan.pipeline == 1 and plan.data * plan.context > 1
 
 
 def _flat_ring_seconds(op: str, nbytes: float, size: int, link: LinkSpec) -> float:
@@ -106,7 +123,8 @@ class _Tally:
     def parts(self) -> dict[str, float]:
         """By part; the host counts where it is slower than the device and the exchanges."""
         shown = {COMPUTE: self.device, **self.exchanges}
-        late = self.host - sum(shown.values())
+        whole = sum(shown.values())
+        late = pass_seconds(whole, self.host) - whole
         return {**shown, LAUNCH: late} if late > 0 else shown
 
 
@@ -125,7 +143,11 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
     ]
     kernels = list({s: None for steps in passes for s in steps if isinstance(s, Kernel)})
     timed = kernel_seconds(kernels, machine.profile, machine.cluster.device)
-    seconds = dict(zip(kernels, timed.tolist(), strict=True))
+    software, device = machine.software, machine.cluster.device
+    seconds = {
+        kernel: time * slowdown(kernel, software, device)
+        for kernel, time in zip(kernels, timed.tolist(), strict=True)
+    }
     return {
         key: LayerSeconds(
             _pass(layer.forward, seconds, machine, beside=layer.forward),
@@ -142,7 +164,7 @@ def _pass(
     steps: Steps, seconds: Mapping[Kernel, float], machine: Machine, *, beside: Steps
 ) -> dict[str, float]:
     """Seconds of one pass by part; its exchanges may run beside kernels of ``beside``."""
-    tally = _Tally()
+    tally, launch = _Tally(), machine.host_seconds_per_launch
     named: dict[str, float] = {}
     for step in beside:
         if isinstance(step, Kernel):
@@ -150,7 +172,7 @@ def _pass(
     for step in steps:
         if isinstance(step, Kernel):
             tally.device += seconds[step] * step.count
-            tally.host += step.count * machine.host_seconds_per_launch
+            tally.host += step.count * launch
         else:
             whole = step.count * machine.exchange_seconds(step.op, step.axis, step.nbytes)
             beside_it = named.get(step.beside, 0.0)

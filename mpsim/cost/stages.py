@@ -61,7 +61,7 @@ def _stage_cost(
     forward = add(*(one.forward for one in seconds))
     backward_input = add(*(one.backward_input for one in seconds))
     backward_weight = add(*(one.backward_weight for one in seconds))
-    if machine.plan.zero == 3 and machine.plan.data * machine.plan.context > 1:
+    if machine.gathers_each_pass:
         forward = add(forward, _gathered_forward(layers, seconds, machine))
         backward_input = add(backward_input, _gathered_backward(layers, seconds, machine))
     dense = sum(layer.parameters - layer.expert_parameters for layer in layers)
@@ -75,8 +75,8 @@ def _stage_cost(
         reduce=_reduce_seconds(dense, experts, machine),
         gather=_gather_seconds(dense, experts, machine),
         update={UPDATE: update_seconds(dense, experts, machine)},
-        reduce_nbytes=exchanged if machine.plan.zero < 3 else 0.0,
-        gather_nbytes=_stored(dense, machine) if 0 < machine.plan.zero < 3 else 0.0,
+        reduce_nbytes=0.0 if machine.gathers_each_pass else exchanged,
+        gather_nbytes=gathered_nbytes(dense, machine) if _gathers_once(machine) else 0.0,
         input_nbytes=layers[0].input_nbytes if layers else 0.0,
         weight_nbytes=_stored(dense + experts, machine),
         gradient_nbytes=gradient_nbytes(dense + experts, machine),
@@ -86,6 +86,17 @@ def _stage_cost(
 def _stored(parameters: float, machine: Machine) -> float:
     """Bytes of parameters as they are stored."""
     return parameters * TYPE_BYTES[machine.training.stored_type]
+
+
+def gathered_nbytes(parameters: float, machine: Machine) -> float:
+    """Bytes of parameters on the wire: as stored, or cast for 16-bit compute before they leave."""
+    wide = machine.training.precision in ("fp32", "tf32")
+    return min(_stored(parameters, machine), parameters * (4.0 if wide else 2.0))
+
+
+def _gathers_once(machine: Machine) -> bool:
+    """Whether updated parameters are gathered once a step."""
+    return machine.plan.zero > 0 and not machine.gathers_each_pass
 
 
 def gradient_nbytes(parameters: float, machine: Machine) -> float:
@@ -105,7 +116,7 @@ def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
     exchange is part of each backward pass.
     """
     plan = machine.plan
-    if plan.zero == 3:
+    if machine.gathers_each_pass:
         return 0.0
     total = 0.0
     for parameters, axis in ((dense, "data"), (experts, "expert_data")):
@@ -121,12 +132,12 @@ def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
 
 
 def _gather_seconds(dense: float, experts: float, machine: Machine) -> float:
-    """Seconds of gathering the updated parameters of ZeRO-1 and -2."""
-    if machine.plan.zero not in (1, 2):
+    """Seconds of gathering the updated parameters once a step (ZeRO-1 and -2)."""
+    if not _gathers_once(machine):
         return 0.0
     return machine.exchange_seconds(
-        "all_gather", "data", _stored(dense, machine)
-    ) + machine.exchange_seconds("all_gather", "expert_data", _stored(experts, machine))
+        "all_gather", "data", gathered_nbytes(dense, machine)
+    ) + machine.exchange_seconds("all_gather", "expert_data", gathered_nbytes(experts, machine))
 
 
 def _gathers(layers: Sequence[Layer], machine: Machine) -> list[float]:
@@ -134,7 +145,7 @@ def _gathers(layers: Sequence[Layer], machine: Machine) -> list[float]:
     found: dict[int, float] = {}
     for layer in layers:
         if id(layer) not in found:
-            nbytes = _stored(layer.parameters, machine)
+            nbytes = gathered_nbytes(layer.parameters, machine)
             found[id(layer)] = machine.exchange_seconds("all_gather", "shard", nbytes)
     return [found[id(layer)] for layer in layers]
 

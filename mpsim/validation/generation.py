@@ -16,6 +16,7 @@ from mpsim.validation.records import Record
 Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
 
 _FUSED_ATTENTION_TYPES = ("bf16", "fp8", "mxfp8", "nvfp4")
+_NAMES_MEGATRON = re.compile(r"\b(Megatron|Transformer Engine)\b")
 _WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
 """What a device without units for a format computes it in."""
 
@@ -23,13 +24,14 @@ _WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
 def framework_of(record: Record) -> Framework:
     """Which generation of software the run used, by what the record says of its kernels.
 
-    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP; a stated
-    compiler without model parallelism is plain torch; all else is Megatron of today.
+    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP, unless the
+    record names Megatron or Transformer Engine; a stated compiler without model parallelism is
+    plain torch; all else is Megatron of today.
     """
     plan = record.plan
     if attention_of(record) == "math":
         return "legacy_megatron"
-    if (plan.zero or 0) >= 2:
+    if (plan.zero or 0) >= 2 and not _NAMES_MEGATRON.search(f"{record.where} {record.notes}"):
         return "fsdp"
     single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
     return "torch" if plan.compiled is not None and single and not plan.zero else "megatron"

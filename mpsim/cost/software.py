@@ -1,0 +1,69 @@
+"""What a generation of training software adds to the kernel times of a profile.
+
+A profile speaks of kernels in a benchmark. Training software launches each through layers of
+Python, runs attention kernels of its own time, and multiplies the experts' small matrices one
+group after another. These few constants are the only ones fitted on measured training steps; each
+names the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpsim.spec.cluster import DeviceSpec
+from mpsim.workload.layers import Kernel
+
+
+@dataclass(frozen=True)
+class Software:
+    """A generation of training software.
+
+    Attributes:
+        dispatches: Eager dispatches (``profile.launch.dispatch``) that the host spends on one
+            kernel as the layers count them: a module's Python, autograd's bookkeeping, and small
+            operators that are counted as one.
+        attention: Time of fused attention over that of the profile's kernels, on devices without
+            8-bit units (Ampere and before).
+        attention_since_hopper: The same on devices with 8-bit units, where kernels written for
+            Ampere leave the asynchronous matrix units idle.
+        experts: Time of the experts' matrix products over that of one batched product.
+    """
+
+    dispatches: float
+    attention: float = 1.0
+    attention_since_hopper: float = 1.0
+    experts: float = 1.0
+
+
+SOFTWARE = {
+    "torch": Software(dispatches=2.0, attention=1.5, attention_since_hopper=2.2),
+    "fsdp": Software(dispatches=2.0, attention=1.5, attention_since_hopper=2.2),
+    "megatron": Software(dispatches=2.0),
+    "legacy_megatron": Software(dispatches=15.0),
+}
+"""Constants by ``training.framework``."""
+
+HOST_SHARPNESS = 4.0
+"""Exponent p of (device^p + host^p)^(1/p), the time of a pass: the host runs ahead of the device,
+but not always far enough."""
+
+
+def slowdown(kernel: Kernel, software: Software, device: DeviceSpec) -> float:
+    """Time of a kernel in training software over that of the profile's kernel."""
+    if kernel.kind == "attention":
+        return software.attention_since_hopper if "fp8" in device.peak else software.attention
+    if kernel.kind == "gemm" and kernel.name.startswith("expert_"):
+        return software.experts
+    return 1.0
+
+
+def pass_seconds(device: float, host: float) -> float:
+    """Seconds of a pass whose kernels take ``device`` and whose launches take ``host`` seconds.
+
+    >>> pass_seconds(1.0, 0.0), round(pass_seconds(1.0, 1.0), 3)
+    (1.0, 1.189)
+    """
+    longer, shorter = max(device, host), min(device, host)
+    if longer == 0:
+        return 0.0
+    return float(longer * (1 + (shorter / longer) ** HOST_SHARPNESS) ** (1 / HOST_SHARPNESS))
