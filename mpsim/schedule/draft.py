@@ -20,10 +20,6 @@ _COLUMNS = {
 """Columns of the ops, and what they hold where nothing is said."""
 
 
-def _type(column: str) -> type[np.integer[Any]]:
-    return np.int8 if column == "kind" else np.int32
-
-
 class Draft:
     """Ops and edges of a graph that is being put together, pass by pass."""
 
@@ -31,23 +27,21 @@ class Draft:
         """An empty graph with room for some ops; it grows when they do not suffice."""
         self.num_streams, self.num_ops = num_streams, 0
         self.edges: list[Edges] = []
-        self._columns = {
-            name: np.full(capacity, default, _type(name)) for name, default in _COLUMNS.items()
-        }
+        # In one piece: the system would take many pieces back and clear them anew each time.
+        self._table = np.empty((len(_COLUMNS), capacity), np.int32)
 
     def column(self, name: str) -> Ints:  # (N,)
         """A column of the ops so far."""
-        return self._columns[name][: self.num_ops]
+        return self._table[list(_COLUMNS).index(name), : self.num_ops]
 
     def add(self, count: int, **columns: ArrayLike) -> Ints:
         """Appends ops with the given columns, the others at their default; returns the indices."""
         first, self.num_ops = self.num_ops, self.num_ops + count
-        for name, column in self._columns.items():
-            if self.num_ops > len(column):
-                more = np.full(self.num_ops, _COLUMNS[name], _type(name))
-                self._columns[name] = np.concatenate([column, more])
-            if name in columns:
-                self._columns[name][first : self.num_ops] = columns[name]
+        if self.num_ops > self._table.shape[1]:
+            room = np.empty((len(_COLUMNS), self.num_ops), np.int32)
+            self._table = np.hstack([self._table[:, :first], room])
+        for name, default in _COLUMNS.items():
+            self.column(name)[first:] = columns.get(name, default)
         return np.arange(first, self.num_ops, dtype=np.int32)
 
     def wait(self, after: ArrayLike, before: ArrayLike) -> None:
@@ -62,7 +56,8 @@ class Draft:
             ScheduleError: If ops wait for each other in a circle; ``ops`` are the entries of the
                 order among them.
         """
-        columns = {name: self.column(name) for name in _COLUMNS}
+        columns: dict[str, NDArray[Any]] = {name: self.column(name) for name in _COLUMNS}
+        columns["kind"] = columns["kind"].astype(np.int8)
         starts, pred = by_waiting_op(self.edges, self.num_ops)
         try:
             previous, topological = sequenced(
@@ -74,7 +69,7 @@ class Draft:
             num_devices=num_devices,
             num_stages=num_stages,
             num_microbatches=num_microbatches,
-            **columns,  # type: ignore[arg-type]  # kind alone is of 8 bits
+            **columns,
             pred_starts=starts,
             pred=pred,
             topological=topological,

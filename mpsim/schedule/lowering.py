@@ -28,10 +28,10 @@ from mpsim.schedule.transfers import (
     Needs,
     Placed,
     async_edges,
+    by_device,
     data_needs,
     local_edges,
     rendezvous_edges,
-    transfers,
 )
 
 
@@ -69,7 +69,7 @@ def lower(
         ScheduleError: If an op is missing, stands twice or apart from its forward, or if ops wait
             for each other in a circle. Its ``ops`` are the entries of the order to blame.
     """
-    draft = Draft(STREAMS * order.num_devices, capacity=2 * len(order.kind) + 1024)
+    draft = Draft(STREAMS * order.num_devices, capacity=4 * len(order.kind) + 1024)
     parts = num_parts(order, buckets=buckets, reductions=reductions, gathers=gathers)
     placed = _place(draft, order, parts)
     needs = data_needs(order)
@@ -133,7 +133,7 @@ def _whole_blocks(order: Order, enter: Ints, leave: Ints) -> tuple[Ints, Ints]:
 def _add_transfers(draft: Draft, placed: Placed, needs: list[Needs], *, p2p: P2P) -> None:
     """Adds one op for each input that comes from another device, on a stream of its channel."""
     order = placed.order
-    moved = transfers(placed, needs[0])
+    moved, local = by_device(placed, needs[0])
     sender, receiver = placed.device[moved.producer], placed.device[moved.consumer]
     if p2p == "latency":
         channel, num_channels = np.arange(len(sender), dtype=np.int32), len(sender)
@@ -156,7 +156,7 @@ def _add_transfers(draft: Draft, placed: Placed, needs: list[Needs], *, p2p: P2P
         draft.edges += async_edges(placed, moved, first)
     else:
         draft.edges += rendezvous_edges(placed, moved, first, p2p)
-    draft.edges.append(local_edges(placed, needs))
+    draft.edges.append(local_edges(placed, [local, *needs[1:]]))
 
 
 def _channels(sender: Ints, receiver: Ints, num_devices: int) -> tuple[Ints, int]:

@@ -115,8 +115,8 @@ def data_needs(order: Order) -> list[Needs]:
     slices, per_stage = order.num_slices, order.num_microbatches * order.num_slices
     cut = np.maximum(order.slice, 0) if slices > 1 else 0
     key = (order.stage * order.num_microbatches + order.microbatch) * slices + cut
-    forward = np.flatnonzero(order.kind == Kind.F)
-    backward = np.flatnonzero((order.kind == Kind.B) | (order.kind == Kind.I))
+    forward = np.flatnonzero(order.kind == Kind.F).astype(np.int32)
+    backward = np.flatnonzero((order.kind == Kind.B) | (order.kind == Kind.I)).astype(np.int32)
     weight = np.flatnonzero(order.kind == Kind.W)
     at_forward = _positions(order, key, forward)
     at_backward = _positions(order, key, backward)
@@ -159,27 +159,28 @@ def local_edges(placed: Placed, needs: list[Needs]) -> Edges:
     after, before = [], []
     for consumer, producer in needs:
         waits, ends = placed.enter[consumer], placed.leave[producer]
-        late = (ends >= waits) & (placed.device[consumer] == placed.device[producer])
+        late = np.flatnonzero(ends >= waits)
         after.append(waits[late])
         before.append(ends[late])
     return Edges(np.concatenate(after), np.concatenate(before))
 
 
-def transfers(placed: Placed, needs: Needs) -> Needs:
-    """The needs that cross devices, in the order in which their producers stand."""
-    order = placed.order
+def by_device(placed: Placed, needs: Needs) -> tuple[Needs, Needs]:
+    """The needs that cross devices, in the order in which their producers stand, and the rest."""
     apart = placed.device[needs.consumer] != placed.device[needs.producer]
-    consumer_of = np.full(len(order.kind), -1, np.int32)
+    consumer_of = np.full(len(placed.order.kind), -1, np.int32)
     consumer_of[needs.producer[apart]] = needs.consumer[apart]
-    producer = np.flatnonzero(consumer_of >= 0)
-    return Needs(consumer_of[producer], producer)
+    producer = np.flatnonzero(consumer_of >= 0).astype(np.int32)
+    together = np.flatnonzero(~apart)
+    local = Needs(needs.consumer[together], needs.producer[together])
+    return Needs(consumer_of[producer], producer), local
 
 
 def async_edges(placed: Placed, moved: Needs, first: int) -> list[Edges]:
     """Waits of streams: transfers, numbered from ``first``, for producers; consumers for them."""
     transfer_of = np.full(len(placed.order.kind), -1, np.int32)
     transfer_of[moved.consumer] = np.arange(first, first + len(moved.consumer), dtype=np.int32)
-    fed = np.flatnonzero(transfer_of >= 0)
+    fed = np.flatnonzero(transfer_of >= 0).astype(np.int32)
     ids = transfer_of[moved.consumer]
     return [Edges(placed.enter[fed], transfer_of[fed]), Edges(ids, placed.leave[moved.producer])]
 
@@ -218,9 +219,9 @@ def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list
         Edges(gap[has_after] - device[has_after], transfer[has_after]),
         Edges(transfer[opens], gap[opens] - device[opens] - 1),
     ]
-    for back in range(1, 4):  # at most two sends and two receives meet in a gap
-        same = (gap[back:] == gap[:-back]) & (phase[back:] == phase[:-back] + 1)
-        edges.append(Edges(transfer[back:][same], transfer[:-back][same]))
+    for shift in range(1, 4):  # at most two sends and two receives meet in a gap
+        same = (gap[shift:] == gap[:-shift]) & (phase[shift:] == phase[:-shift] + 1)
+        edges.append(Edges(transfer[shift:][same], transfer[:-shift][same]))
     return edges
 
 
