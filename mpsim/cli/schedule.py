@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from mpsim.errors import ScheduleError
 from mpsim.report.grid import draw, strips
 from mpsim.report.schedule_compare import Comparison, Wanted, compare
 from mpsim.report.schedule_measures import ScheduleMeasures, measure, steady_period
-from mpsim.schedule.check import check
+from mpsim.schedule.check import read_order
 from mpsim.schedule.comms import with_comms
 from mpsim.schedule.ops import Kind, Order
 from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
-from mpsim.schedule.text import cell_text, order_of, read_csv, rows_of, write_csv
+from mpsim.schedule.text import cell_text, rows_of, write_csv
 
 _COLOURS: dict[Kind | None, tuple[str, str | None]] = {
     Kind.F: ("white", "blue"),
@@ -108,7 +109,7 @@ def schedule(name: str | None, **options: Any) -> None:  # noqa: ANN401
 
     Times have no unit: what comes out is in the unit of what goes in.
     """
-    options["times"] = _with_hop(options["times"], options["hop"])
+    options["times"] = replace(options["times"], hop=options["hop"])
     if options["compared"]:
         _print_comparison(options)
         return
@@ -134,18 +135,12 @@ def schedule(name: str | None, **options: Any) -> None:  # noqa: ANN401
         _print(measures, period)
 
 
-def _with_hop(times: OpTimes, hop: float) -> OpTimes:
-    return OpTimes(times.forward, times.input, times.weight, hop, times.fused)
-
-
 def _load(name: str, options: Mapping[str, Any]) -> tuple[Order, Callable[[int], Order] | None]:
     """The order of a CSV file or of a schedule, and how to make it for other microbatches."""
     path = Path(name)
     if name not in SCHEDULES and (path.suffix == ".csv" or path.is_file() or name == "-"):
         text = sys.stdin.read() if name == "-" else path.read_text(encoding="utf-8")
-        rows = read_csv(text, name=name)
-        check(rows, name=name)
-        return order_of(rows, name=path.stem), None
+        return replace(read_order(text, name=name), schedule=path.stem), None
     if options["stages"] is None or options["microbatches"] is None:
         raise click.UsageError(f"{name} needs --stages and --microbatches")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mpsim.errors import ScheduleError
-from mpsim.schedule.ops import Kind, Op
-from mpsim.schedule.text import Rows, all_ops, grid, has_transfers
+from mpsim.schedule.ops import Kind, Op, Order
+from mpsim.schedule.text import Rows, all_ops, grid, has_transfers, order_of, read_csv
 
 Place = tuple[int, int]
 """Device and cell."""
@@ -67,6 +67,21 @@ class _Listing:
         if op.kind == Kind.SEND_B:
             return [self.backward(op.stage, op.microbatch, op.slice)]
         return self.inputs(op)
+
+
+def read_order(text: str, *, name: str = "schedule") -> Order:
+    """The order of a CSV, checked.
+
+    Args:
+        text: The CSV; see ``text.read_csv``.
+        name: What complaints call it.
+
+    Raises:
+        ScheduleError: If a cell is no op, or the order cannot run.
+    """
+    rows = read_csv(text, name=name)
+    check(rows, name=name)
+    return order_of(rows, name=name)
 
 
 def check(rows: Rows, *, name: str = "schedule") -> None:

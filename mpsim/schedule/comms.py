@@ -67,14 +67,7 @@ def _with_reductions(row: list[Cell], order: Order) -> list[Cell]:
 
 def _with_transfers(rows: Rows, order: Order) -> Rows:
     """Sends after the ops that give, and receives where the taking device then is."""
-    forward = order.kind == Kind.F
-    device_of = dict(
-        zip(
-            zip(order.stage[forward].tolist(), order.microbatch[forward].tolist(), strict=True),
-            order.device[forward].tolist(),
-            strict=True,
-        )
-    )
+    device_of = order.placement.tolist()
     out: Rows = [[] for _ in rows]
     there: list[set[Op]] = [set() for _ in rows]  # inputs that a device has, named as receives
     head = [0] * len(rows)
@@ -92,7 +85,7 @@ def _with_transfers(rows: Rows, order: Order) -> Rows:
                 receive = _receive(op, order.num_stages)
                 if receive is None:
                     continue
-                to = device_of[receive.stage, receive.microbatch]
+                to = device_of[receive.stage][receive.microbatch]
                 there[to].add(receive)
                 if to != device:
                     send = Kind.SEND_F if op.kind == Kind.F else Kind.SEND_B

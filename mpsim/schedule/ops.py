@@ -124,3 +124,11 @@ class Order:
     def device(self) -> Ints:  # (N,)
         """Device of each op."""
         return np.repeat(np.arange(self.num_devices, dtype=np.int32), np.diff(self.starts))
+
+    @property
+    def placement(self) -> Ints:  # (num_stages, num_microbatches)
+        """Device of each stage and microbatch; -1 where there is no forward."""
+        forward = self.kind == Kind.F
+        table = np.full((self.num_stages, self.num_microbatches), -1, np.int32)
+        table[self.stage[forward], self.microbatch[forward]] = self.device[forward]
+        return table

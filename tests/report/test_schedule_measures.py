@@ -93,6 +93,23 @@ def test_table_of_the_controllable_memory_paper(shared, number):
     assert found == {column: row[column] for column in found}
 
 
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("hop", [0.0, 0.5, 4.0])
+def test_a_schedule_obeys_what_all_do(name, hop):
+    """No device is busy for longer than the makespan, spans lie within it, one microbatch passes
+    all stages, and slower hops or ops never make it shorter."""
+    p, m = 4, 8
+    order = make_order(name, num_devices=p, num_microbatches=m)
+    times = OpTimes(3, 4, 2, hop=hop)
+    found = measure(order, times)
+    chain = order.num_stages * (times.forward + times.input) + times.weight
+    assert found.makespan >= max(found.busy.max(), chain)
+    assert found.span <= found.makespan
+    assert found.busy.tolist() == [m * order.num_stages // p * 9] * p
+    for slower in (OpTimes(3, 4, 2, hop=hop + 1), OpTimes(4, 4, 2, hop), OpTimes(3, 5, 3, hop)):
+        assert measure(order, slower).makespan >= found.makespan
+
+
 @pytest.mark.parametrize("c", [0, 1, 7])
 @pytest.mark.parametrize("p", [2, 4])
 def test_steady_period_of_an_asynchronous_schedule(p, c):

@@ -49,7 +49,7 @@ class Timed:
     def length(self, cell):
         if len(cell) > 1 and self.fused is not None:
             return self.fused
-        return sum(self.seconds[op[1]] for op in cell)
+        return sum(self.seconds[op[1]][op[0]] for op in cell)
 
     def backward(self, stage, microbatch, cut):
         whole = (stage, "B", microbatch, cut)
@@ -106,11 +106,19 @@ def parse(text):
 
 @pytest.fixture(scope="session")
 def brute_force():
-    """``brute_force(lists of op texts, f, i, w, hop=, fused=)`` → ``Timed``."""
+    """``brute_force(lists of op texts, f, i, w, hop=, fused=)`` → ``Timed``.
+
+    Times are numbers, or lists by stage.
+    """
 
     def timed(lists, forward, backward_input, weight, **options):
-        seconds = {"F": forward, "I": backward_input, "W": weight}
-        seconds["B"] = backward_input + weight
+        stages = 1 + max(parse(cell.strip("()").split("+")[0])[0] for row in lists for cell in row)
+        given = {"F": forward, "I": backward_input, "W": weight}
+        seconds = {
+            kind: value if isinstance(value, list) else [value] * stages
+            for kind, value in given.items()
+        }
+        seconds["B"] = [sum(pair) for pair in zip(seconds["I"], seconds["W"], strict=True)]
         return Timed(lists, seconds, **options)
 
     return timed

@@ -310,18 +310,32 @@ def test_one_microbatch_takes_the_same_in_all_loops_of_one_stage(brute_force, p,
         assert timed.makespan == p * (f + b) + 2 * (p - 1) * c
 
 
+def stage_times(data, p):
+    return [data.draw(st.lists(seconds, min_size=p, max_size=p)) for _ in range(2)]
+
+
 @quick
-@given(p=st.integers(2, 5), m=st.integers(1, 6), data=st.data())
-def test_gpipe_of_unequal_stages_waits_for_the_slowest(p, m, data):
-    f = data.draw(st.lists(seconds, min_size=p, max_size=p))
-    b = data.draw(st.lists(seconds, min_size=p, max_size=p))
-    # Forward and backward sweeps, each a chain over stages and microbatches.
-    ends = {}
-    for times, stages in ((f, range(p)), (b, range(p - 1, -1, -1))):
-        before = dict(ends)
-        for k in range(m):
-            arrival = 0
-            for stage in stages:
-                free = ends.get(stage, 0) if k else before.get(stage, 0)
-                ends[stage] = arrival = max(arrival, free) + times[stage]
-    assert max(ends.values()) == sum(f) + (m - 1) * max(f) + sum(b) + (m - 1) * max(b)
+@given(p=st.integers(2, 6), m=st.integers(1, 9), c=st.integers(0, 9), data=st.data())
+def test_gpipe_of_unequal_stages_waits_for_the_slowest(brute_force, p, m, c, data):
+    f, b = stage_times(data, p)
+    timed = brute_force(lists_of("gpipe", p, m), f, b, 0, hop=c)
+    slowest = (m - 1) * (max(f) + max(b))
+    assert timed.makespan == sum(f) + sum(b) + slowest + 2 * (p - 1) * c
+
+
+@quick
+@given(p=st.integers(1, 5), c=st.integers(0, 9), data=st.data())
+def test_1f1b_of_unequal_stages_has_the_period_of_its_slowest_range(brute_force, p, c, data):
+    """The period is the largest mean, over ranges of stages, of the work and two hops between."""
+    f, b = stage_times(data, p)
+    work = [sum(pair) for pair in zip(f, b, strict=True)]
+    period = max(
+        (sum(work[i : j + 1]) + 2 * c * (j - i)) / (j - i + 1)
+        for i in range(p)
+        for j in range(i, p)
+    )
+    # A slope over a multiple of every range's length, after the transient.
+    few, more = (brute_force(lists_of("1f1b", p, m), f, b, 0, hop=c).makespan for m in (60, 120))
+    assert (more - few) / 60 == pytest.approx(period, rel=1e-12)
+    bound = max(120 * work[i] + sum(work[:i]) for i in range(p))
+    assert more >= bound
