@@ -62,13 +62,19 @@ def present(entries: Mapping[str, Any]) -> dict[str, Any]:
 def data_degree(options: Options, given: Given, *, others: Mapping[str, int]) -> int:
     """Data-parallel degree that the cluster's devices leave, with the other degrees by name.
 
-    Where no devices are known one replica is assumed.
+    Where no devices are known, or fewer than one replica takes, one replica is assumed.
+
+    Raises:
+        ScenarioError: If the other degrees do not divide the devices.
     """
     product = 1
     for degree in others.values():
         product *= degree
     if given.devices is None:
         options.assume("plan.data = 1: the file does not say how many devices there are")
+        return 1
+    if product > given.devices and product % given.devices == 0:
+        options.assume(f"plan.data = 1: one replica takes {product} devices")
         return 1
     if given.devices % product:
         names = " x ".join(f"{name} ({degree})" for name, degree in others.items())

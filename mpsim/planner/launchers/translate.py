@@ -106,10 +106,14 @@ def export_scenario(scenario: Scenario, target: str, *, csv_name: str | None = N
 
 def _header(scenario: Scenario, version: str, lost: list[Lost]) -> list[str]:
     """The comment lines of a file: what it is, and what it does not express."""
-    name = " ".join(scenario.name.split())
-    lines = [f"{name}, by mpsim{' for ' + version if version else ''}"]
-    lines += [line for item in lost for line in f"not expressed: {item}".splitlines()]
-    return lines
+    lines = [f"{scenario.name}, by mpsim{' for ' + version if version else ''}"]
+    lines += [f"not expressed: {item}" for item in lost]
+    return [_one_line(line) for line in lines]
+
+
+def _one_line(text: str) -> str:
+    """The text without what would end a comment or break its file."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _lost(scenario: Scenario, launcher: Launcher, entries: Mapping[str, Any]) -> list[Lost]:
@@ -148,7 +152,7 @@ def guess_launcher(text: str) -> str:
     Raises:
         ScenarioError: If it looks like none that can be read.
     """
-    if text.lstrip()[:1] in "{[" and not torchtitan_text.looks_like(text):
+    if text.lstrip().startswith(("{", "[")) and not torchtitan_text.looks_like(text):
         tree = deepspeed.parse_json(text)
         if huggingface.looks_like(tree):
             return "huggingface"
@@ -191,6 +195,9 @@ def import_text(
         raise ScenarioError("--from", f"'{source}' is not one of {', '.join(LAUNCHERS)}{hint}")
     launcher = LAUNCHERS[source]
     options = Options(launcher.parse(text))
+    nodes = (fields or {}).get("cluster.nodes")
+    if isinstance(nodes, int) and cluster is not None:
+        cluster = ({"base": cluster} if isinstance(cluster, str) else cluster) | {"nodes": nodes}
     devices = _cluster_devices(cluster) if cluster is not None else None
     tree = {"name": f"from {source}", **launcher.read(options, Given(devices, model))}
     if "sequence" not in tree["training"] and "training.sequence" not in (fields or {}):
@@ -199,10 +206,8 @@ def import_text(
         options.assume(f"cluster = {DEFAULT_CLUSTER}: the file names none (see --cluster)")
     chosen = {"base": DEFAULT_CLUSTER} if cluster is None else cluster
     tree["cluster"] = _fitted(chosen, _devices(tree), assumed=options.assumed)
-    scenario = build(tree, fields or {})
-    return Imported(
-        source, scenario, _compact(scenario, tree), tuple(options.assumed), tuple(options.unread)
-    )
+    tree = _compact(build(tree, fields or {}), tree, changed=fields or {})
+    return Imported(source, build(tree), tree, tuple(options.assumed), tuple(options.unread))
 
 
 def _sequence(model: Any, assumed: list[str]) -> int:  # noqa: ANN401  (a name or fields)
@@ -260,14 +265,16 @@ def _short(training: Tree) -> Tree:
     return training
 
 
-def _compact(scenario: Scenario, tree: Tree) -> Tree:
-    """The scenario's fields that are not defaults, with the names of the zoo that were given."""
+def _compact(scenario: Scenario, tree: Tree, *, changed: Mapping[str, Any]) -> Tree:
+    """The scenario's fields that are not defaults, with the names of the zoo that were given.
+
+    A part in which a field was ``changed`` is written out.
+    """
     dump = scenario.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     for part in ("model", "cluster"):
         written = tree[part]
-        if isinstance(written, str) or "base" in written:
+        touched = any(path.split(".")[0] == part for path in changed if path != "cluster.nodes")
+        if not touched and (isinstance(written, str) or "base" in written):
             dump[part] = written
     dump["training"] = _short(dump["training"])
-    return {
-        key: dump[key] for key in ("name", "model", "cluster", "plan", "training") if key in dump
-    }
+    return dump
