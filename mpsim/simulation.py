@@ -61,6 +61,12 @@ def simulate(scenario: Scenario, *, engine: str = "events") -> Report:
     return _report(compiled, timeline, engine)
 
 
+def step_seconds(scenario: Scenario) -> float:
+    """Seconds of the step by the fast engine, without a report: what searches and rules need."""
+    compiled = compile_scenario(scenario)
+    return float(longest_path.run(compiled.graph, compiled.work).end.max())
+
+
 def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
     """All numbers of a simulated step."""
     scenario, graph, work = compiled.scenario, compiled.graph, compiled.work
