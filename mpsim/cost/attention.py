@@ -39,8 +39,9 @@ def attention_seconds(
 
         items   = batch heads ceil(queries / tile)
         waves   = max(1, (1 - wave) items / S + wave ceil(items / S))
-        compute = waves 4 tile head_dim (keys seen by the mean item + prologue)
-                  / (peak_fraction(head_dim) peak / S)
+        work    = 4 tile head_dim max(waves (keys seen by the mean item + prologue),
+                                      keys seen by the longest item + prologue)
+        compute = work / (peak_fraction(head_dim) peak / S), and grouped more for shared keys
         seconds = floor + max(compute, memory), times the correction
 
     The backward takes ``backward_flops / backward_efficiency`` times the forward. Dropout, biases
@@ -71,12 +72,16 @@ def attention_seconds(
     waves = np.maximum(1.0, (1 - fit.wave) * full + fit.wave * np.ceil(full))
     share = np.interp(np.log(width), np.log(fit.head_dim), fit.peak_fraction)
     rate = share * peak * clock / multiprocessors
-    compute = waves * 4 * fit.tile * width * (seen + fit.prologue) / rate
+    depth = np.maximum(waves * (seen + fit.prologue), keys + fit.prologue)
+    compute = 4 * fit.tile * width * depth / rate
+    compute = compute * np.where(kv_heads < heads, 1 + fit.grouped, 1.0)
     nbytes = 2 * batch * width * (2 * heads * queries + 2 * kv_heads * keys)
     memory = nbytes / (fit.bandwidth_fraction * bandwidth)
     times = np.where(backward, fit.backward_flops / fit.backward_efficiency, 1.0)
     seconds = fit.floor + times * np.maximum(compute, memory)
-    seconds *= surface_factor(fit.correction, width, batch * heads, np.sqrt(queries * keys))
+    points = (width, batch * heads, np.sqrt(queries * keys))
+    seconds = seconds * surface_factor(fit.correction, *points)
     flops = 4 * batch * heads * width * queries * seen
     flops = flops * np.where(backward, fit.backward_flops, 1.0)
-    return np.maximum(seconds, np.maximum(flops / peak, nbytes / bandwidth))
+    bound: Floats = np.maximum(flops / peak, nbytes / bandwidth)
+    return np.maximum(bound, seconds)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from mpsim.cost.attention import attention_seconds
 from mpsim.cost.gemm import gemm_seconds
 from mpsim.cost.work import Floats
-from mpsim.spec.cluster import PRECISION_BYTES, DeviceSpec
+from mpsim.spec.cluster import PRECISION_BYTES, DeviceSpec, Precision
 from mpsim.spec.profile import GemmFit, Profile
 from mpsim.workload.layers import Kernel
 
@@ -27,29 +27,27 @@ same unit; fp16 and bf16 run at one rate on every tensor core since Ampere (NVID
 paper), and a device without fp8 units computes such products in 16 bits."""
 
 
-def nearest_precision(precision: str, known: Mapping[str, object]) -> str:
+def nearest_precision(precision: str, known: Collection[Precision]) -> Precision:
     """The precision itself, or the one that stands in for it; any, where none of the chain does.
 
     >>> nearest_precision("mxfp8", {"bf16": 1, "fp8": 2}), nearest_precision("fp8", {"fp32": 1})
     ('fp8', 'fp32')
     """
-    tried = set()
+    tried: set[str] = set()
     while precision not in known and precision not in tried:
         tried.add(precision)
         precision = FALLBACK.get(precision, precision)
-    return precision if precision in known else next(iter(known))
+    return next((name for name in known if name == precision), next(iter(known)))
 
 
 def peak_rate(device: DeviceSpec, precision: str) -> float:
     """Dense peak rate of matrix products, FLOP/s, of the precision or of its stand-in."""
-    peaks: Mapping[str, float] = {**device.peak}
-    return peaks[nearest_precision(precision, peaks)]
+    return device.peak[nearest_precision(precision, device.peak)]
 
 
 def gemm_fit(profile: Profile, precision: str) -> GemmFit:
     """Parameters of matrix products of the precision, or of its stand-in."""
-    fits: Mapping[str, GemmFit] = {**profile.gemm}
-    return fits[nearest_precision(precision, fits)]
+    return profile.gemm[nearest_precision(precision, profile.gemm)]
 
 
 def kernel_seconds(
@@ -57,8 +55,7 @@ def kernel_seconds(
     profile: Profile,
     device: DeviceSpec,
     *,
-    sustained: bool = True,
-    with_cast: bool = False,
+    benchmark: bool = False,
 ) -> Floats:
     """Device seconds of one launch of each kernel (``count`` is the caller's to multiply by).
 
@@ -72,8 +69,8 @@ def kernel_seconds(
         kernels: Any kernels, K of them.
         profile: Shares and floors.
         device: Data sheet that the shares are of; it may be another device than the profile's.
-        sustained: Whether matrix products run at the clock of a long run, not of a benchmark.
-        with_cast: Whether products in 8 bits include scaling and casting the first operand.
+        benchmark: Whether to time what a benchmark's table shows, at its clock (see
+            ``cost/gemm.py``), instead of the kernels of a long run at its sustained clock.
 
     Returns:
         Seconds, (K,).
@@ -81,28 +78,24 @@ def kernel_seconds(
     seconds: Floats = np.zeros(len(kernels))
     groups: dict[tuple[str, str], list[int]] = {}
     for index, kernel in enumerate(kernels):
-        kind = kernel.kind if kernel.shape else "memory"
+        kind = str(kernel.kind) if kernel.shape else "memory"
         groups.setdefault((kind, kernel.precision if kind == "gemm" else ""), []).append(index)
     for (kind, precision), indices in groups.items():
         members = [kernels[index] for index in indices]
         if kind == "gemm":
-            seconds[indices] = _gemms(members, precision, profile, device, sustained, with_cast)
+            seconds[indices] = _gemms(members, profile, device, benchmark=benchmark)
         elif kind == "attention":
-            seconds[indices] = _attentions(members, profile, device, sustained)
+            seconds[indices] = _attentions(members, profile, device, benchmark=benchmark)
         else:
             seconds[indices] = _memory_bound(members, profile, device)
     return seconds
 
 
 def _gemms(
-    kernels: Sequence[Kernel],
-    precision: str,
-    profile: Profile,
-    device: DeviceSpec,
-    sustained: bool,
-    with_cast: bool,
+    kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, *, benchmark: bool
 ) -> Floats:
-    """Seconds of matrix products of one precision."""
+    """Seconds of matrix products, all of one precision."""
+    precision = kernels[0].precision
     return gemm_seconds(
         np.array([kernel.shape for kernel in kernels], float),
         gemm_fit(profile, precision),
@@ -110,13 +103,13 @@ def _gemms(
         bandwidth=device.memory_bandwidth,
         multiprocessors=_multiprocessors(profile, device),
         element=PRECISION_BYTES[precision],
-        clock=_clock(profile, precision) if sustained else 1.0,
-        with_cast=with_cast,
+        clock=1.0 if benchmark else _clock(profile, precision),
+        benchmark=benchmark,
     )
 
 
 def _attentions(
-    kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, sustained: bool
+    kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, *, benchmark: bool
 ) -> Floats:
     """Seconds of fused attention, which runs in 16 bits."""
     return attention_seconds(
@@ -127,7 +120,7 @@ def _attentions(
         peak=peak_rate(device, "bf16"),
         bandwidth=device.memory_bandwidth,
         multiprocessors=_multiprocessors(profile, device),
-        clock=_clock(profile, "bf16") if sustained else 1.0,
+        clock=1.0 if benchmark else _clock(profile, "bf16"),
     )
 
 
@@ -147,5 +140,5 @@ def _multiprocessors(profile: Profile, device: DeviceSpec) -> float:
 
 def _clock(profile: Profile, precision: str) -> float:
     """Sustained rate over that of a short benchmark."""
-    shares: Mapping[str, float] = {**profile.sustained}
+    shares = profile.sustained
     return shares[nearest_precision(precision, shares)] if shares else 1.0

@@ -61,8 +61,12 @@ def _applied(profile: Profile, device: DeviceSpec) -> Profile:
         memory_bandwidth=device.memory_bandwidth,
         multiprocessors=device.multiprocessors or profile.sheet.multiprocessors,
     )
+    gemm = dict(profile.gemm)
+    if sheet.multiprocessors != profile.sheet.multiprocessors:
+        gemm = {name: fit.model_copy(update={"tiling": None}) for name, fit in gemm.items()}
     return profile.model_copy(
         update={
+            "gemm": gemm,
             "name": f"{profile.name}@{device.name}",
             "device": device.name,
             "kind": "derived",

@@ -8,8 +8,10 @@ share of the other's peak rate.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -62,8 +64,10 @@ Numbers = Annotated[
 
 
 class Surface(Declaration):
-    """A smooth correction: natural logarithms on a grid, interpolated linearly in the logarithms
-    of the axes, constant beyond the grid."""
+    """A smooth factor: natural logarithms on a grid.
+
+    Interpolated linearly in the logarithms of the axes, constant beyond the grid.
+    """
 
     axes: dict[str, Numbers] = Field(min_length=1)
     """Knots by axis, ascending; the first axis varies slowest."""
@@ -79,7 +83,7 @@ class Surface(Declaration):
         if len(self.rows) != count or any(len(row) != last for row in self.rows):
             raise ValueError(f"expected {count} rows of {last} numbers, as the axes have knots")
         for name, knots in self.axes.items():
-            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)) or knots[0] <= 0:
+            if any(b <= a for a, b in pairwise(knots)) or knots[0] <= 0:
                 raise ValueError(f"the knots of '{name}' must ascend from above zero")
         return self
 
@@ -93,12 +97,11 @@ class Surface(Declaration):
 class GemmFit(Declaration):
     """Matrix products of one precision: the parameters of ``cost/gemm.py``."""
 
-    peak_fraction: Fraction
-    """Share of the peak rate that the main loop of a large tile reaches."""
+    tiles: dict[str, Fraction] = Field(min_length=1)
+    """Share of the peak rate that the main loop reaches, by tile of the result: ``256x128``, for
+    either orientation."""
     prologue: Annotated[float, Field(ge=0)]
     """Elements of k whose time a tile takes to begin and to end."""
-    tile_edge: Annotated[float, Field(ge=0)]
-    """Elements: a tile of edges a, b runs at 1 / (1 + tile_edge (1/a + 1/b)) of its rate."""
     wave: Ratio
     """Share of the last, partly filled wave of tiles that is paid in full."""
     bandwidth_fraction: Positive
@@ -117,6 +120,29 @@ class GemmFit(Declaration):
     """Bytes that those kernels move for each element of the first operand."""
     correction: Surface | None = None
     """What the formula misses, over the axes m, n, k."""
+    tiling: Surface | None = None
+    """What it misses of the library's choice of tiles for a result, over the axes m, n; left out
+    where the number of multiprocessors differs."""
+    standard_errors: dict[str, float] = Field(default_factory=dict)
+    """Relative standard errors of the parameters, from the covariance of their fit."""
+
+    @model_validator(mode="after")
+    def _tile_names(self) -> Self:
+        for name in self.tiles:
+            if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", name):
+                raise ValueError(f"a tile is rows x columns, as in '256x128', not '{name}'")
+        return self
+
+    @cached_property
+    def candidates(self) -> Floats:
+        """Rows, columns and share of the peak of each tile in each orientation: (T, 3)."""
+        found = []
+        for name, share in self.tiles.items():
+            rows, columns = map(int, name.split("x"))
+            found.append((rows, columns, share))
+            if rows != columns:
+                found.append((columns, rows, share))
+        return np.array(found, float)
 
 
 class AttentionFit(Declaration):
@@ -134,6 +160,8 @@ class AttentionFit(Declaration):
     """Share of the last wave of work items that is paid in full."""
     bandwidth_fraction: Positive
     """Share of the memory bandwidth that queries, keys, values and result reach."""
+    grouped: Annotated[float, Field(ge=-0.9, le=1)] = 0.0
+    """Time that shared keys and values (fewer heads of them) add, as a share; below 0: save."""
     floor: SecondsOrZero
     """Time of the smallest call on the device."""
     correction: Surface | None = None
@@ -177,8 +205,12 @@ class LinkFit(Declaration):
     of its surface.
     """
 
+    link: str
+    """Name of the link in the zoo."""
     bandwidth: Bandwidth
     """Data sheet rate of one device in one direction that the fit was made with."""
+    efficiency: Fraction = 1.0
+    """Share of it that large messages reach, in the textbook times of the fit."""
     latency: SecondsOrZero
     """Latency that the fit was made with."""
     ops: dict[CollectiveOp, Surface]

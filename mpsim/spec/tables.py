@@ -1,4 +1,4 @@
-"""Readers of measurement tables in the documented formats, with file and line in every complaint."""
+"""Measurement tables in the documented formats, with file and line in every complaint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpsim.cost.work import Floats
 from mpsim.errors import CalibrationError
 from mpsim.spec.yaml_text import parse_yaml
+
+Floats = NDArray[np.float64]
 
 _TEXT = {"dtype", "op", "link", "what", "layer"}
 """Columns of text; all others hold numbers above zero."""
@@ -33,10 +35,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 _ALIASES = {"nccl": "collectives"}
 _OPS = {"alltoall": "all_to_all", "send_recv": "send", "sendrecv": "send"}
-_DTYPES = {
-    **{"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"},
-    **{"float8": "fp8", "half": "fp16", "float": "fp32"},
-}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 """Names that tables use → names of mpsim."""
 
 
