@@ -97,9 +97,8 @@ def plan_cells(placement: Placement, *, only: frozenset[str] | None = None) -> l
     """
     scale = ON_GPU if "cpu" not in placement.devices else ON_CPU
     makers = (_gemms, _streams, _launches, _layers, _messages, _overlaps, _steps)
-    cells = [cell for make in makers for cell in make(scale, placement)]
-    if only is not None:
-        cells = [cell for cell in cells if cell.table in only]
+    made = {cell.key: cell for make in makers for cell in make(scale, placement)}
+    cells = [cell for cell in made.values() if only is None or cell.table in only]
     order = np.random.default_rng(0).permutation(len(cells))
     return [cells[place] for place in order]
 

@@ -105,6 +105,18 @@ class Offset:
         return self.seconds if abs(self.seconds) > self.uncertainty else 0.0
 
 
+def offset_to_first(context: Context) -> Offset:
+    """How far this worker's clock is ahead of the first worker's: run on all workers at once."""
+    mine = Offset(0.0, 0.0)
+    for peer in range(1, context.world):
+        if context.rank == 0:
+            clock_offset(context, peer)
+        elif context.rank == peer:
+            other = clock_offset(context, 0)
+            mine = Offset(-other.seconds, other.uncertainty)
+    return mine
+
+
 def clock_offset(context: Context, peer: int, rounds: int = 64) -> Offset:
     """Offset of a peer's clock, by ping-pong: run on both workers at once, over the CPU group.
 

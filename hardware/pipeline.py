@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mpsim.errors import CalibrationError, ScheduleError
 from mpsim.schedule.ops import Kind, Op
 
-from .clocks import clock_offset, open_clock
+from .clocks import offset_to_first, open_clock
 from .faults import Faults, with_faults
 from .memory import peak_memory
 from .models import (
@@ -196,12 +196,7 @@ def _ops(cell: str) -> list[Op]:
 
 def _run_share(context: Context, job: PipelineJob, owners: tuple[int, ...]) -> _Share:
     """Task: this worker's part of a run."""
-    ahead = 0.0
-    for peer in range(1, context.world):
-        if context.rank in (0, peer):
-            offset = clock_offset(context, 0 if context.rank == peer else peer)
-            ahead = -offset.correction if context.rank else 0.0
-    share = _Share([], [], [], [], {}, 0, ahead)
+    share = _Share([], [], [], [], {}, 0, offset_to_first(context).correction)
     transport = Transport(context, job.faults.throttle.get(context.rank))
     try:
         with tempfile.TemporaryDirectory() as folder:
