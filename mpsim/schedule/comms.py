@@ -29,8 +29,7 @@ def _with_gathers(row: list[Cell]) -> list[Cell]:
     """Gather the weights of the next stages that a device runs, drop those of others."""
     active: set[int] = set()
     out: list[Cell] = []
-    for at, cell in enumerate(row):
-        coming = _coming_stages(row[at:])
+    for cell, coming in zip(row, _coming_stages(row), strict=True):
         for stage in [stage for stage in active if stage not in coming]:
             active.remove(stage)
             out.append((Op(stage, Kind.RESHARD),))
@@ -41,14 +40,21 @@ def _with_gathers(row: list[Cell]) -> list[Cell]:
     return out + [(Op(stage, Kind.RESHARD),) for stage in active]
 
 
-def _coming_stages(cells: list[Cell]) -> list[int]:
-    """The next stages, in the order of their first op; a fused pair is not cut."""
-    stages: list[int] = []
-    for cell in cells:
-        stages += dict.fromkeys(op.stage for op in cell if op.stage not in stages)
-        if len(stages) >= _ACTIVE_STAGES:
-            break
-    return stages
+def _coming_stages(row: list[Cell]) -> list[list[int]]:
+    """The next stages from each cell on, by their first op; a fused pair is not cut."""
+    coming: list[list[int]] = []
+    groups: list[list[int]] = []  # stages by the cell that first runs them
+    for cell in reversed(row):
+        here = list(dict.fromkeys(op.stage for op in cell))
+        later = ([stage for stage in group if stage not in here] for group in groups)
+        groups = [here, *(group for group in later if group)]
+        stages: list[int] = []
+        for group in groups:
+            stages += group
+            if len(stages) >= _ACTIVE_STAGES:
+                break
+        coming.append(stages)
+    return coming[::-1]
 
 
 def _with_reductions(row: list[Cell], order: Order) -> list[Cell]:
