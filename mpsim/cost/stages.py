@@ -71,7 +71,7 @@ def _stage_cost(
         forward=forward,
         backward_input=backward_input,
         backward_weight=backward_weight,
-        output_nbytes=layers[-1].output_nbytes if layers else 0.0,
+        output_nbytes=_sent_nbytes(layers[-1], machine) if layers else 0.0,
         reduce=_reduce_seconds(dense, experts, machine),
         gather=_gather_seconds(dense, experts, machine),
         update={UPDATE: update_seconds(dense, experts, machine)},
@@ -81,6 +81,17 @@ def _stage_cost(
         weight_nbytes=_stored(dense + experts, machine),
         gradient_nbytes=gradient_nbytes(dense + experts, machine),
     )
+
+
+def _sent_nbytes(layer: Layer, machine: Machine) -> float:
+    """Bytes that one device sends of a stage's output.
+
+    Legacy Megatron cuts what tensor peers hold alike, each sends its part, and the receivers
+    gather it inside their node (arXiv:2104.04473, section 4.1); that gather is not counted.
+    """
+    plan = machine.plan
+    cut = machine.training.framework == "legacy_megatron" and not plan.sequence_parallel
+    return layer.output_nbytes / (plan.tensor if cut else 1)
 
 
 def _stored(parameters: float, machine: Machine) -> float:
@@ -198,9 +209,7 @@ def _exposed(compute: Sequence[float], exchanges: Sequence[float], machine: Mach
     if not machine.plan.overlap_data:
         return sum(exchanges)
     following = [*exchanges[1:], 0.0]
-    return exchanges[0] + sum(
-        overlapped(c, x) - c for c, x in zip(compute, following, strict=True)
-    )
+    return exchanges[0] + sum(overlapped(c, x) - c for c, x in zip(compute, following, strict=True))
 
 
 def update_seconds(dense: float, experts: float, machine: Machine) -> float:

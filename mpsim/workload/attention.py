@@ -267,13 +267,13 @@ def _math(share: Share, core: Core, dropout: float) -> tuple[Steps, Steps]:
     second = e * (core.output + keys * pv + scores)
     forward: list[Kernel] = [
         product("attention_scores", (q, s, qk), first),
-        *_softmax(share, scores),
+        *_softmax(share, core),
         product("attention_values", (q, pv, s), second),
     ]
     backward: list[Kernel] = [
         product("attention_values_dgrad", (q, s, pv), second),
         product("attention_values_wgrad", (s, pv, q), second),
-        memory("softmax_backward", 3 * scores * e, flops=4 * scores),
+        *_softmax_backward(share, core),
         product("attention_scores_dgrad", (q, qk, s), first),
         product("attention_scores_wgrad", (s, qk, q), first),
     ]
@@ -283,15 +283,43 @@ def _math(share: Share, core: Core, dropout: float) -> tuple[Steps, Steps]:
     return tuple(forward), tuple(backward)
 
 
-def _softmax(share: Share, scores: float) -> list[Kernel]:
-    """Scale, mask and softmax in one kernel, or each in its own."""
-    e = share.element
-    if share.plan.fused:
+def _fuses_softmax(share: Share, core: Core) -> bool:
+    """Whether scale, mask and softmax are one kernel.
+
+    Megatron's kernel takes 16-bit scores only, and as many score matrices (samples x heads on the
+    device) as its blocks of four warps divide (megatron/fused_kernels, fused_softmax.py:
+    ``is_kernel_available``, 2021).
+    """
+    return share.plan.fused and share.element == 2 and core.batch * core.heads % 4 == 0
+
+
+def _softmax(share: Share, core: Core) -> list[Kernel]:
+    """Scale, mask and softmax in one kernel, or each in its own, 16-bit scores as fp32 between."""
+    e, scores = share.element, float(core.tokens * core.heads * core.keys)
+    if _fuses_softmax(share, core):
         return [memory("softmax", 2 * scores * e, flops=5 * scores)]
+    casts = [memory("scores_cast", scores * (e + 4))] if e < 4 else []
     return [
-        memory("scores_scale", 2 * scores * e, flops=scores),
-        memory("scores_mask", 2 * scores * e),
-        memory("softmax", 2 * scores * e, flops=4 * scores),
+        *casts,
+        memory("scores_scale", 8 * scores, flops=scores),
+        memory("scores_mask", 8 * scores),
+        memory("softmax", 8 * scores, flops=4 * scores),
+        *casts,
+    ]
+
+
+def _softmax_backward(share: Share, core: Core) -> list[Kernel]:
+    """The same backwards: the softmax reads its output and the gradient."""
+    e, scores = share.element, float(core.tokens * core.heads * core.keys)
+    if _fuses_softmax(share, core):
+        return [memory("softmax_backward", 3 * scores * e, flops=4 * scores)]
+    casts = [memory("scores_cast_backward", scores * (e + 4))] if e < 4 else []
+    return [
+        *casts,
+        memory("softmax_backward", 12 * scores, flops=4 * scores),
+        memory("scores_mask_backward", 8 * scores),
+        memory("scores_scale_backward", 8 * scores, flops=scores),
+        *casts,
     ]
 
 

@@ -88,7 +88,7 @@ def per_operation(layer: Layer, share_of_products: float = 0.5) -> Layer:
     (pytorch/torchtitan, distributed/activation_checkpoint.py).
     """
     again: list[Kernel | Exchange] = [
-        replace(step, flops=step.flops * share_of_products, nbytes=step.nbytes * share_of_products)
+        _part_of_product(step, share_of_products)
         if isinstance(step, Kernel) and step.kind == "gemm"
         else step
         for step in layer.forward
@@ -103,4 +103,15 @@ def per_operation(layer: Layer, share_of_products: float = 0.5) -> Layer:
         saved=(Saved("kept_by_policy", kept),),
         workspace_nbytes=layer.workspace_nbytes + max(0.0, revived),
         plain=layer,
+    )
+
+
+def _part_of_product(product: Kernel, share: float) -> Kernel:
+    """A matrix product with a share of its columns."""
+    batch, m, n, k = product.shape
+    return replace(
+        product,
+        flops=product.flops * share,
+        nbytes=product.nbytes * share,
+        shape=(batch, m, max(1, round(n * share)), k),
     )
