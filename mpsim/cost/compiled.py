@@ -29,7 +29,7 @@ from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Layer
 from mpsim.workload.partition import assign, partition
 
-_MOST_BUCKETS = 8
+MOST_BUCKETS = 8
 """Gradient buckets of a stage that are ops of their own; more change no time and cost events."""
 
 
@@ -98,7 +98,7 @@ def compile_scenario(scenario: Scenario) -> Compiled:
 
 
 def _replicated_by_one_process(scenario: Scenario, machine: Machine) -> Compiled:
-    """torch's DataParallel: the model on each device, the loss of the whole batch on the first.
+    """Torch's DataParallel: the model on each device, the loss of the whole batch on the first.
 
     Raises:
         ScenarioError: If the plan asks of it what it does not do.
@@ -192,7 +192,7 @@ def _lowering(
         gathers = "start" if plan.overlap_data else "end"
     buckets = [
         min(
-            _MOST_BUCKETS,
+            MOST_BUCKETS,
             math.ceil(
                 gradient_nbytes(sum(layer.parameters for layer in stage), machine) / plan.bucket
             )

@@ -13,6 +13,7 @@ from mpsim.cost.overlap import overlapped
 from mpsim.cost.software import SOFTWARE, Software, pass_seconds, slowdown
 from mpsim.cost.textbook import ring_all_reduce, ring_gather, textbook_seconds
 from mpsim.cost.topology import group_of
+from mpsim.cost.work import Floats
 from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.profile import LinkFit, Profile
@@ -38,7 +39,11 @@ class Machine:
     network_fit: LinkFit | None = None
 
     def exchange_seconds(self, op: str, axis: str, nbytes: float) -> float:
-        """Seconds of a collective along an axis of the plan.
+        """Seconds of a collective along an axis of the plan."""
+        return float(self.exchange_array(op, axis, np.asarray(nbytes, float)))
+
+    def exchange_array(self, op: str, axis: str, nbytes: Floats) -> Floats:
+        """Seconds of collectives along an axis of the plan, of the shape of ``nbytes``.
 
         Devices that share one uplink divide its bandwidth while all of them exchange.
         """
@@ -51,7 +56,7 @@ class Machine:
         if self.plan.collectives == "ring" and group.size > 1:
             slowest = self.cluster.network if group.spans_nodes else link
             return _flat_ring_seconds(op, nbytes, group.size, slowest or link)
-        seconds = collective_seconds(
+        return collective_seconds(
             op,
             nbytes,
             group=group.inside,
@@ -61,7 +66,6 @@ class Machine:
             network=self.cluster.network,
             network_fit=self.network_fit,
         )
-        return float(seconds)
 
     def _link_fit(self) -> LinkFit | None:
         """Fitted factors, where the cluster's link is the one that they were fitted on."""
@@ -93,14 +97,13 @@ class Machine:
         return plan.zero == 3 and plan.pipeline == 1 and plan.data * plan.context > 1
 
 
-def _flat_ring_seconds(op: str, nbytes: float, size: int, link: LinkSpec) -> float:
+def _flat_ring_seconds(op: str, nbytes: Floats, size: int, link: LinkSpec) -> Floats:
     """Seconds of a collective by one ring over all members, whatever nodes they are on."""
-    whole = np.asarray(nbytes, float)
     if op == "all_reduce":
-        return float(ring_all_reduce(whole, size, link))
+        return ring_all_reduce(nbytes, size, link)
     if op in ("all_gather", "reduce_scatter"):
-        return float(ring_gather(whole, size, link))
-    return float(textbook_seconds(op, whole, size, link))
+        return ring_gather(nbytes, size, link)
+    return textbook_seconds(op, nbytes, size, link)
 
 
 @dataclass(frozen=True)
