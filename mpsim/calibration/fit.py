@@ -79,8 +79,14 @@ def fit_profile(
         known = ", ".join(sorted(tables)) or "none"
         raise CalibrationError(f"nothing can be fitted from these tables: {known}")
     plain = {
-        "name": name, "device": device, "kind": kind, "source": source, "date": date,
-        "sheet": sheet, "residuals": [], "sustained": {},
+        "name": name,
+        "device": device,
+        "kind": kind,
+        "source": source,
+        "date": date,
+        "sheet": sheet,
+        "residuals": [],
+        "sustained": {},
         "link": base.link if base.name == name else None,
         "tables": {key: len(table) for key, table in fitted.items()},
         "fit_range": {key: _range(table) for key, table in tables.items()},
@@ -167,7 +173,7 @@ def _memory_fit(share: float, floor: float, source: str) -> dict[str, MemoryFit]
     """The part of a profile."""
     fit = MemoryFit(
         bandwidth_fraction=float(f"{min(max(share, 1e-3), 1.0):.3g}"),
-        floor=f"{floor:.3g} s",  # type: ignore[arg-type]
+        floor=f"{floor:.3g} s",
         source=source,
     )
     return {"memory": fit}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,13 @@ from mpsim.spec.profile import GemmFit, Sheet
 from mpsim.spec.tables import Table
 
 TILES = {
-    "256x256": 0.84, "256x128": 0.82, "128x128": 0.76, "256x64": 0.7, "128x64": 0.64,
-    "64x64": 0.52, "128x32": 0.47,
+    "256x256": 0.84,
+    "256x128": 0.82,
+    "128x128": 0.76,
+    "256x64": 0.7,
+    "128x64": 0.64,
+    "64x64": 0.52,
+    "128x32": 0.47,
 }
 """Tiles of the result, with the share of the peak rate that a fit starts from. The tiles are those
 of CUTLASS's default kernels (NVIDIA CUTLASS, "Efficient GEMM in CUDA"), the largest by a pair of
@@ -119,7 +125,12 @@ def _as_fit(values: Mapping[str, float]) -> GemmFit:
     """The declaration from values by name; not validated, for it is made at every step."""
     rest = {name: value for name, value in values.items() if name not in TILES}
     tiles = {tile: values[tile] for tile in TILES}
-    empty = {"cast_floor": 0.0, "cast_bytes": 0.0, "correction": None, "tiling": None}
+    empty: dict[str, Any] = {
+        "cast_floor": 0.0,
+        "cast_bytes": 0.0,
+        "correction": None,
+        "tiling": None,
+    }
     return GemmFit.model_construct(**{**empty, "standard_errors": {}, "tiles": tiles, **rest})
 
 

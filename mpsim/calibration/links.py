@@ -32,12 +32,12 @@ def fit_link(table: Table, link: LinkSpec) -> LinkFit:
     for op in OPS:
         mask = (table["op"] == op) & (table["gpus"] > 1)
         if mask.any():
-            ops[op] = _factor(table.rows(mask), op, link)  # type: ignore[index]
+            ops[op] = _factor(table.rows(mask), op, link)
     return LinkFit(
         link=link.name,
-        bandwidth=f"{link.bandwidth!r} B/s",  # type: ignore[arg-type]
+        bandwidth=f"{link.bandwidth!r} B/s",
         efficiency=link.efficiency,
-        latency=f"{link.latency!r} s",  # type: ignore[arg-type]
+        latency=f"{link.latency!r} s",
         ops=ops,
     )
 
@@ -46,7 +46,7 @@ def _factor(table: Table, op: str, link: LinkSpec) -> Surface:
     """The factor of one collective."""
     low = int(np.floor(np.log2(table["bytes"].min())))
     high = max(int(np.ceil(np.log2(table["bytes"].max()))), low + 1)
-    sizes = 2.0 ** np.arange(low, high + 1)
+    sizes: Floats = 2.0 ** np.arange(low, high + 1, dtype=float)
     groups = sorted({int(group) for group in table["gpus"]})
     rows = []
     for group in groups:

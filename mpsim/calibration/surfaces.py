@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from mpsim.cost.work import Floats
 from mpsim.spec.profile import Surface
 
 _ROBUST = 0.02
-"""Residual beyond which a row counts by its size, not its square: as the medians that are judged."""
+"""Residual beyond which a row counts by its size, not its square, as in the judged medians."""
 
 
 def fit_surface(
@@ -47,7 +47,10 @@ def fit_surface(
     penalty = ridge * np.eye(int(np.prod(lengths)))
     for position in range(len(lengths)):
         parts = [_bend(n) if i == position else np.eye(n) for i, n in enumerate(lengths)]
-        penalty += smoothness * reduce(np.kron, parts)
+        whole: Any = parts[0]
+        for part in parts[1:]:
+            whole = np.kron(whole, part)
+        penalty += smoothness * whole
     base = np.ones(len(logs)) if weights is None else weights
     scale, values = base, np.zeros(len(penalty))
     for _ in range(4):
@@ -69,7 +72,7 @@ def _bend(length: int) -> Floats:
     return form
 
 
-def _design(grids: Sequence[Floats], points: Sequence[Floats]):  # noqa: ANN202  (scipy has no types)
+def _design(grids: Sequence[Floats], points: Sequence[Floats]) -> Any:  # noqa: ANN401  (untyped)
     """The sparse matrix (K, knots) of the shares of the knots at each point."""
     from scipy import sparse  # loaded when a fit is made: start-up loads nothing heavy
 

@@ -84,4 +84,5 @@ def attention_seconds(
     flops = 4 * batch * heads * width * queries * seen
     flops = flops * np.where(backward, fit.backward_flops, 1.0)
     bound: Floats = np.maximum(flops / peak, nbytes / bandwidth)
-    return np.maximum(bound, seconds)
+    longer: Floats = np.maximum(bound, seconds)
+    return longer

@@ -80,7 +80,7 @@ def kernel_seconds(
     for index, kernel in enumerate(kernels):
         kind = str(kernel.kind) if kernel.shape else "memory"
         groups.setdefault((kind, kernel.precision if kind == "gemm" else ""), []).append(index)
-    for (kind, precision), indices in groups.items():
+    for (kind, _), indices in groups.items():
         members = [kernels[index] for index in indices]
         if kind == "gemm":
             seconds[indices] = _gemms(members, profile, device, benchmark=benchmark)

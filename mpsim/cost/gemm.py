@@ -74,7 +74,8 @@ def gemm_seconds(
     seconds = seconds * surface_factor(fit.tiling, batch * m, n)
     streamed = 0.0 if benchmark else nbytes / bandwidth
     bound: Floats = np.maximum(2 * batch * m * n * k / peak, streamed)
-    return np.maximum(bound, seconds)
+    longer: Floats = np.maximum(bound, seconds)
+    return longer
 
 
 def _work(
@@ -90,4 +91,5 @@ def _work(
     full = tiles / multiprocessors
     waves = np.maximum(1.0, (1 - fit.wave) * full + fit.wave * np.ceil(full))
     depth = k[:, None] / SPLITS + fit.prologue  # (K, Z)
-    return waves * (2 * rows * columns / share)[:, None] * depth[:, None, :], tiles
+    work: Floats = waves * (2 * rows * columns / share)[:, None] * depth[:, None, :]
+    return work, tiles

@@ -13,7 +13,7 @@ from mpsim.cost.compute import gemm_fit, peak_rate
 from mpsim.cost.gemm import gemm_seconds
 from mpsim.cost.work import Floats
 from mpsim.spec.cluster import PRECISION_BYTES, DeviceSpec, LinkSpec
-from mpsim.spec.profile import LinkFit, Profile, Residual
+from mpsim.spec.profile import CollectiveOp, LinkFit, Profile, Residual
 from mpsim.spec.tables import Table
 
 SMALL = 1e9
@@ -122,7 +122,10 @@ def _collectives(table: Table, fit: LinkFit | None, link: LinkSpec | None) -> Fl
     return seconds
 
 
-OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
+OPS: tuple[CollectiveOp, ...] = (
+    *("all_reduce", "all_gather", "reduce_scatter"),
+    *("all_to_all", "broadcast", "send"),
+)
 """Collectives that can be predicted."""
 
 
@@ -135,7 +138,7 @@ def residuals(table: Table, predicted: Floats) -> list[Residual]:
         if len(known):
             found.append(
                 Residual(
-                    table=table.name,  # type: ignore[arg-type]
+                    table=table.name,
                     what=what,
                     region=region,
                     rows=len(known),
