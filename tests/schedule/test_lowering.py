@@ -157,10 +157,21 @@ class TestBatched:
         found = waits(bare(TWO, p2p="batched"))
         assert found["0:0F1"] == ["0:0SEND_F0"]
 
-    def test_orders_that_run_ahead_of_their_receivers_deadlock(self):
-        order = make_order("zb_h2", num_devices=4, num_microbatches=8)
-        with pytest.raises(ScheduleError, match=r"transfers block.*'batched'\): use 'async'"):
-            lower(order, p2p="batched")
+    def test_a_receive_may_be_posted_before_it_is_needed(self):
+        found = waits(bare(written("0F0 0I0 0F1 0W0 0I1 0W1", "1F0 1I0 1W0 1F1 1I1 1W1")))
+        assert found["1:1F1"] == ["0:0SEND_F1"]
+
+    def test_messages_are_received_when_sent_where_senders_run_ahead(self):
+        # In slots 0F1 ends at 2, when 1I0 is about to begin: device 1 takes it in before that.
+        order = written("0F0 0F1 0I0 0W0 0I1 0W1", "1F0 1I0 1W0 1F1 1I1 1W1")
+        found = waits(bare(order, p2p="batched"))
+        assert found["1:1I0"] == ["0:0SEND_F1"]
+        assert found["1:1F1"] == ["0:0SEND_F1"]
+
+    def test_what_deadlocks_hints_at_transfers_that_do_not_block(self):
+        order = make_order("eager_1f1b", num_devices=4, num_microbatches=8)
+        with pytest.raises(ScheduleError, match=r"transfers block.*'serial'\): use 'async'"):
+            lower(order, p2p="serial")
 
 
 def test_serial_transfers_between_two_devices_agree_on_who_sends_first():
@@ -285,6 +296,22 @@ def test_what_cannot_be_run_is_refused(devices, message):
     assert caught.value.what == message
     assert caught.value.ops
     assert all(0 <= entry < len(order.kind) for entry in caught.value.ops)
+
+
+@pytest.mark.parametrize("p2p", ["batched", "serial"])
+@pytest.mark.parametrize("microbatches", [8, 12])
+@pytest.mark.parametrize(
+    ("schedule", "chunks"),
+    [
+        ("naive", 1), ("gpipe", 1), ("1f1b", 1), ("zb_h1", 1), ("zb_h2", 1), ("zb_auto", 1),
+        ("dualpipe", 1), ("chimera", 1), ("interleaved_1f1b", 2), ("combined_1f1b", 2),
+        ("looped_bfs", 2), ("interleaved_zb", 2), ("zb_v", 2), ("v_half", 2), ("v_min", 2),
+        ("1f1b_v", 2), ("dualpipe_v", 2), ("bitpipe", 2), ("hanayo", 4),
+    ],
+)  # fmt: skip
+def test_blocking_transfers_of_all_schedules_end(schedule, chunks, microbatches, p2p):
+    order = make_order(schedule, num_devices=4, num_microbatches=microbatches, num_chunks=chunks)
+    assert lower(order, p2p=p2p).num_ops > len(order.kind)
 
 
 @settings(max_examples=60, deadline=None)
