@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class MpsimError(Exception):
-    """Anything mpsim can say to its user; the command line prints the text and exits with the code."""
+    """Anything mpsim can say to its user; the command line prints it and exits with the code."""
 
     exit_code: ClassVar[int] = 1
 
@@ -29,7 +29,7 @@ class ScenarioError(MpsimError):
         super().__init__(f"{where}: {what}" if where else what)
 
 
-class ScenarioErrors(ScenarioError):
+class ScenarioErrors(ScenarioError):  # noqa: N818  (the plural of ScenarioError)
     """Several complaints about one scenario, collected and raised once.
 
     Attributes:

@@ -163,9 +163,7 @@ def _held_text(stages: Sequence[Sequence[Layer]]) -> str:
     )
 
 
-def _amdahl(
-    scenario: Scenario, causes: Mapping[str, float], step: float, one: float
-) -> Amdahl:
+def _amdahl(scenario: Scenario, causes: Mapping[str, float], step: float, one: float) -> Amdahl:
     """Amdahl's law at the simulated speed-up, and what keeps α from 1."""
     devices = scenario.cluster.devices
     useful = ("compute", LAUNCH, UPDATE)

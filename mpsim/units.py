@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
+from typing import Any
 
 import pint
 
@@ -37,9 +38,9 @@ EXAMPLES = {
 
 
 @cache
-def _registry() -> pint.UnitRegistry:
+def _registry() -> pint.UnitRegistry[Any]:
     """The units mpsim knows; a small registry of its own, since pint's full one costs 0.1 s."""
-    registry: pint.UnitRegistry = pint.UnitRegistry(None)
+    registry: pint.UnitRegistry[Any] = pint.UnitRegistry(None)
     registry.load_definitions(list(_DEFINITIONS))
     return registry
 
@@ -63,8 +64,8 @@ def parse(text: str, unit: str) -> float:
     """
     example = f"write it with its unit, as in '{EXAMPLES.get(unit, '1 ' + unit)}'"
     try:
-        quantity = _registry().Quantity(text)
-    except Exception as error:  # noqa: BLE001  (pint raises many kinds, all of them about this text)
+        quantity: Any = _registry().Quantity(text)
+    except Exception as error:
         raise ValueError(f"'{text}' is not a quantity; {example}") from error
     if quantity.unitless and unit != "":
         raise ValueError(f"'{text}' has no unit; {example}")

@@ -9,9 +9,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **{"__init__": 0, "errors": 0, "units": 0, "spec": 1, "zoo": 1},
-    **{"workload": 2, "schedule": 2, "cost": 3, "engine": 4, "bounds": 5, "report": 6},
-    **{"simulation": 7, "planner": 8, "calibration": 8, "validation": 8, "cli": 9, "__main__": 10},
+    "__init__": 0,
+    "errors": 0,
+    "units": 0,
+    "spec": 1,
+    "zoo": 1,
+    "workload": 2,
+    "schedule": 2,
+    "cost": 3,
+    "engine": 4,
+    "bounds": 5,
+    "report": 6,
+    "simulation": 7,
+    "planner": 8,
+    "calibration": 8,
+    "validation": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """Floor of each module or folder below ``mpsim``; a module imports from lower floors, or its own
 folder."""
@@ -97,7 +111,11 @@ def test_only_hardware_imports_torch():
             target
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Import | ast.ImportFrom)
-            for target in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+            for target in (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
         ]
         assert not [name for name in names if name.split(".")[0] == "torch"], module
 

@@ -19,7 +19,10 @@ _COMMANDS = {
     "init": ("start:init", "Write a commented starter scenario."),
     "validate": ("validate:validate", "Check predictions against measured training runs."),
     "verify": ("verify:verify", "Check the rules that every prediction must obey."),
-    "calibrate": ("calibrate:calibrate", "Fit a profile to measurements, of this machine or given."),
+    "calibrate": (
+        "calibrate:calibrate",
+        "Fit a profile to measurements, of this machine or given.",
+    ),
     "demo": ("demo:demo", "Run small models on two real devices, beside their simulation."),
     "check": ("check:check", "Run a small scenario in torch and compare it with its simulation."),
     "budget": ("check:budget", "Say whether a measured step lies in the predicted interval."),
@@ -44,9 +47,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, attribute = _COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(
-            importlib.import_module(f"mpsim.cli.{module}"), attribute
-        )
+        command: click.Command = getattr(importlib.import_module(f"mpsim.cli.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

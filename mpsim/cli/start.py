@@ -15,7 +15,7 @@ STARTER = """\
 # A starter: a 7B model on one node of eight devices. Run it: mpsim scenario THIS_FILE
 name: my first split
 
-model: llama2-7b          # a name of `mpsim zoo models`, or dimensions: {layers: 32, hidden: 4096, ...}
+model: llama2-7b          # a name of `mpsim zoo models`, or {layers: 32, hidden: 4096, ...}
 
 cluster:
   base: dgx-a100-80gb     # a name of `mpsim zoo clusters`; what stands below overrides it

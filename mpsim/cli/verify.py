@@ -51,7 +51,9 @@ def verify(files: Sequence[str], *, scenarios: int, seed: int, list_rules: bool)
 
 def _random(scenarios: int, seed: int) -> Iterator[Violation]:
     """Violations of random scenarios, found on all cores."""
-    batches = [(seed, start, min(_BATCH, scenarios - start)) for start in range(0, scenarios, _BATCH)]
+    batches = [
+        (seed, start, min(_BATCH, scenarios - start)) for start in range(0, scenarios, _BATCH)
+    ]
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     with (
         Progress(transient=True) as progress,

@@ -1,4 +1,4 @@
-"""A scenario compiled: its layers on stages, its order, its op graph, and the numbers of each op."""
+"""A scenario compiled: layers on stages, the order, the op graph, and the numbers of each op."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mpsim.cost.work import Work
 from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.schedule.check import check
 from mpsim.schedule.data_parallel import lower_data_parallel
+from mpsim.schedule.exchanges import Gathers, Reductions
 from mpsim.schedule.graph import OpGraph
 from mpsim.schedule.lowering import lower
 from mpsim.schedule.ops import Kind, Order
@@ -92,7 +93,7 @@ def compile_scenario(scenario: Scenario) -> Compiled:
     stages = stages_of(scenario, machine)
     costs = tuple(stage_costs(stages, machine))
     order = scheduled(scenario, costs)
-    graph = lower(order, **_lowering(scenario, stages, machine))
+    graph = _lowered(order, scenario, stages=stages, machine=machine)
     work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)
 
@@ -178,16 +179,16 @@ def op_times(costs: Sequence[StageCost]) -> OpTimes:
     )
 
 
-def _lowering(
-    scenario: Scenario, stages: Sequence[Sequence[Layer]], machine: Machine
-) -> dict[str, object]:
-    """How the order is lowered: transfers, gradient exchange, gathers, the barrier."""
+def _lowered(
+    order: Order, scenario: Scenario, *, stages: Sequence[Sequence[Layer]], machine: Machine
+) -> OpGraph:
+    """The graph: transfers, gradient exchange, gathers, the barrier as the plan has them."""
     plan = scenario.plan
     replicated = plan.data * plan.context > 1 and not machine.gathers_each_pass
-    reductions = "none"
-    if replicated or plan_copies_weights(plan.schedule):
+    reductions: Reductions = "none"
+    if replicated or order.weight_copies > 1:
         reductions = "last" if plan.overlap_data else "end"
-    gathers = "none"
+    gathers: Gathers = "none"
     if replicated and plan.zero > 0:
         gathers = "start" if plan.overlap_data else "end"
     buckets = [
@@ -200,17 +201,11 @@ def _lowering(
         )
         for stage in stages
     ]
-    return {
-        "p2p": plan.p2p,
-        "reductions": reductions,
-        "gathers": gathers,
-        "buckets": buckets if reductions == "last" else 1,
-        "step": True,
-        "barrier": plan.step_barrier and scenario.training.gradient_clipping,
-    }
-
-
-def plan_copies_weights(schedule: str) -> bool:
-    """Whether a schedule holds two copies of each stage, whose gradients are summed."""
-    entry = SCHEDULES.get(schedule)
-    return entry is not None and entry.placement == "bidirectional"
+    return lower(
+        order,
+        p2p=plan.p2p,
+        reductions=reductions,
+        gathers=gathers,
+        buckets=buckets if reductions == "last" else 1,
+        barrier=plan.step_barrier and scenario.training.gradient_clipping,
+    )

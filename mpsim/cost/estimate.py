@@ -32,7 +32,7 @@ def estimate(graph: OpGraph, costs: Sequence[StageCost], machine: Machine) -> Wo
     Returns:
         Seconds, bytes, links and parts of each op.
     """
-    tables = {
+    tables: dict[Kind, Sequence[Parts]] = {
         Kind.F: [cost.forward for cost in costs],
         Kind.B: [add(cost.backward_input, cost.backward_weight) for cost in costs],
         Kind.I: [cost.backward_input for cost in costs],

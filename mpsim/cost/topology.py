@@ -1,7 +1,7 @@
 """Which devices of the cluster form a group, and which links they meet over.
 
 Ranks are laid out as Megatron does (arXiv:2104.04473, section 3): tensor innermost, then context,
-then data, pipeline outermost; expert groups lie inside context x data. Nodes hold consecutive ranks.
+then data, pipeline outermost; expert groups lie inside context x data. Nodes hold ranks in a row.
 """
 
 from __future__ import annotations

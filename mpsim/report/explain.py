@@ -115,9 +115,7 @@ def phases(graph: OpGraph, timeline: Timeline, work: Work) -> dict[str, float]:
         "update": (Kind.STEP,),
     }
     found = {
-        name: float(
-            (timeline.end - timeline.begin)[np.isin(graph.kind, kinds)].sum() / count
-        )
+        name: float((timeline.end - timeline.begin)[np.isin(graph.kind, kinds)].sum() / count)
         for name, kinds in groups.items()
     }
     exposed = 0.0

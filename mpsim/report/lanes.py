@@ -1,4 +1,4 @@
-"""Lanes of a picture or trace: the streams of each device that have ops, and what ops are called."""
+"""Lanes of a picture or trace: the streams of each device, and what ops are called."""
 
 from __future__ import annotations
 

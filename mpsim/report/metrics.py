@@ -202,8 +202,7 @@ def busy_seconds(graph: OpGraph, work: Work) -> tuple[Floats, Floats]:
     )
     seconds = work.seconds
     count = graph.num_devices
-    compute = np.bincount(
-        graph.device[on_compute], weights=kernels[on_compute], minlength=count
-    )
-    whole = np.bincount(graph.device[on_compute], weights=seconds[on_compute], minlength=count)
+    device = graph.device[on_compute]
+    compute: Floats = np.bincount(device, kernels[on_compute], count).astype(np.float64)
+    whole: Floats = np.bincount(device, seconds[on_compute], count).astype(np.float64)
     return compute, whole - compute

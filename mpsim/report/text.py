@@ -242,7 +242,9 @@ def _memory(report: Report) -> RenderableType:
     for name in ("component", "size", "share", ""):
         table.add_column(name, justify="left" if name in ("component", "") else "right")
     capacity = report.scenario.cluster.device.memory
-    whole = dict(device.memory.at_peak) | {"context, buffers, fragments": device.reserved - device.memory.peak}
+    whole = dict(device.memory.at_peak) | {
+        "context, buffers, fragments": device.reserved - device.memory.peak
+    }
     order = sorted(whole.items(), key=lambda item: -item[1])
     shown = dict(order[:_SHOWN_COMPONENTS])
     if len(order) > _SHOWN_COMPONENTS:

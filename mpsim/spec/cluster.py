@@ -74,7 +74,11 @@ class LinkSpec(Declaration):
     @classmethod
     def _lanes(cls, data: Any) -> Any:  # noqa: ANN401
         """PCIe bandwidth from generation and width where it is not given."""
-        if isinstance(data, dict) and "bandwidth" not in data and {"generation", "width"} <= {*data}:
+        if (
+            isinstance(data, dict)
+            and "bandwidth" not in data
+            and {"generation", "width"} <= {*data}
+        ):
             lane = PCIE_LANE_BANDWIDTH.get(data["generation"])
             if lane is not None and isinstance(data["width"], int):
                 return {**data, "bandwidth": f"{lane * data['width']!r} B/s"}

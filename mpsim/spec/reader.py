@@ -117,7 +117,8 @@ def read_tree(path: Path) -> Tree:
     if beside.resolve() == path.resolve():
         raise ScenarioError(f"{path.name}: base", "a scenario cannot build on itself")
     below = read_tree(beside if beside.exists() else find(str(base)))
-    return merge({k: v for k, v in below.items() if k != "variants"}, tree)
+    merged: Tree = merge({k: v for k, v in below.items() if k != "variants"}, tree)
+    return merged
 
 
 def build(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Scenario:
@@ -285,7 +286,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
         return _models(get_args(annotation)[0])
     if origin in (Union, types.UnionType, list):
         return [model for arg in get_args(annotation) for model in _models(arg)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return (
+        [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    )
 
 
 def to_yaml(scenario: Scenario) -> str:

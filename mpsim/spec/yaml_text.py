@@ -1,4 +1,4 @@
-"""YAML text → plain values, guarded: duplicate keys, alias bombs and endless nesting are refused."""
+"""YAML text → plain values, guarded against duplicate keys, alias bombs and endless nesting."""
 
 from __future__ import annotations
 

@@ -93,7 +93,11 @@ def sharding(report: Report) -> Complaint:
         return f"ZeRO-3 moves {moved[1]!r} B, ZeRO-1 {moved[0]!r} B"
     state = ("parameters", "gradients", "optimizer_state", "master_weights")
     held = [
-        sum(r.devices[0].memory.components[n][0] for n in state if n in r.devices[0].memory.components)
+        sum(
+            r.devices[0].memory.components[n][0]
+            for n in state
+            if n in r.devices[0].memory.components
+        )
         for r in (one, three)
     ]
     if held[1] > held[0] * (1 + _ROUNDING):

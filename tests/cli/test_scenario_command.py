@@ -1,5 +1,6 @@
 """``mpsim scenario`` as a user meets it: output, files, messages, exit codes."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_a_trace_is_what_viewers_load(file, tmp_path):
             for event in spans
             if event["pid"] == device and event["tid"] == 0
         )
-        assert all(b[0] >= a[1] - 1e-6 for a, b in zip(row, row[1:], strict=False))
+        assert all(b[0] >= a[1] - 1e-6 for a, b in itertools.pairwise(row))
 
 
 @pytest.mark.parametrize("option", ["--plot", "--memory-plot"])

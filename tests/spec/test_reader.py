@@ -141,7 +141,11 @@ def test_unknown_names_of_the_zoo_get_a_near_miss():
 
 def test_a_zoo_entry_can_be_named_built_on_and_overridden():
     built = reader.build(
-        {**GOOD, "cluster": {"base": "dgx-a100-80gb", "nodes": 1}, "plan": {"tensor": 4, "data": 2}},
+        {
+            **GOOD,
+            "cluster": {"base": "dgx-a100-80gb", "nodes": 1},
+            "plan": {"tensor": 4, "data": 2},
+        },
         {"cluster.node.link.bandwidth": "100 GB/s"},
     )
     assert built.cluster.node.link.bandwidth == 100e9
