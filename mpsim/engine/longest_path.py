@@ -17,6 +17,7 @@ from mpsim.cost.work import Work
 from mpsim.engine.timeline import Floats, Timeline
 from mpsim.schedule.compiled import compiled, pays
 from mpsim.schedule.graph import OpGraph
+from mpsim.schedule.sweep import begins_and_ends
 
 
 def run(graph: OpGraph, work: Work) -> Timeline:
@@ -26,41 +27,16 @@ def run(graph: OpGraph, work: Work) -> Timeline:
     plain Python; the results are equal bit for bit.
     """
     seconds = work.durations()
-    begin = np.zeros(seconds.shape)
-    arrays: list[NDArray[Any]] = [graph.topological, graph.previous, graph.pred_starts, graph.pred]
     if seconds.ndim == 2:
-        return _run_samples(graph, seconds, begin)
-    if pays(graph.num_ops):
-        end = np.empty(seconds.shape)
-        compiled(_sweep)(*arrays, np.ascontiguousarray(seconds), begin, end)
-        return Timeline(graph, begin, end)
-    lists = [array.tolist() for array in (*arrays, seconds, begin, begin)]
-    _sweep(*lists)
-    return Timeline(graph, np.array(lists[5], np.float64), np.array(lists[6], np.float64))
+        return _run_samples(graph, seconds)
+    waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
+    begin, end = begins_and_ends(*waits, seconds)
+    return Timeline(graph, begin, end)
 
 
-def _sweep(
-    topological: list[int],
-    previous: list[int],
-    pred_starts: list[int],
-    pred: list[int],
-    seconds: list[float],
-    begin: list[float],
-    end: list[float],
-) -> None:
-    """Fills ``begin`` and ``end``, (N,) each."""
-    for op in topological:
-        before = previous[op]
-        time = end[before] if before >= 0 else 0.0
-        for edge in range(pred_starts[op], pred_starts[op + 1]):
-            time = max(time, end[pred[edge]])
-        begin[op] = time
-        end[op] = time + seconds[op]
-
-
-def _run_samples(graph: OpGraph, seconds: Floats, begin: Floats) -> Timeline:
+def _run_samples(graph: OpGraph, seconds: Floats) -> Timeline:
     """As ``run``, all samples of an op at once: (N, S)."""
-    end = np.empty(seconds.shape)
+    begin, end = np.zeros(seconds.shape), np.empty(seconds.shape)
     arrays: list[NDArray[Any]] = [
         graph.topological, graph.previous, graph.pred_starts, graph.pred,
         np.ascontiguousarray(seconds), begin, end,
@@ -82,7 +58,7 @@ def _sweep_samples(
     begin: Floats,
     end: Floats,
 ) -> None:
-    """As ``_sweep`` for (N, S), sample by sample; to be compiled."""
+    """As ``schedule.sweep`` for (N, S), sample by sample; to be compiled."""
     samples = seconds.shape[1]
     for op in topological:
         before = previous[op]

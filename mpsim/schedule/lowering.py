@@ -23,6 +23,8 @@ from mpsim.schedule.exchanges import (
 )
 from mpsim.schedule.graph import COLLECTIVE, COMPUTE, RECEIVE, STREAMS, OpGraph
 from mpsim.schedule.ops import Ints, Kind, Order
+from mpsim.schedule.sweep import begins_and_ends
+from mpsim.schedule.topology import Edges
 from mpsim.schedule.transfers import (
     P2P,
     Needs,
@@ -31,6 +33,8 @@ from mpsim.schedule.transfers import (
     by_device,
     data_needs,
     local_edges,
+    posted_early,
+    receives_late,
     rendezvous_edges,
 )
 
@@ -155,8 +159,26 @@ def _add_transfers(draft: Draft, placed: Placed, needs: list[Needs], *, p2p: P2P
     if p2p in ("latency", "async"):
         draft.edges += async_edges(placed, moved, first)
     else:
-        draft.edges += rendezvous_edges(placed, moved, first, p2p)
+        draft.edges += _blocking(placed, moved, first, p2p)
     draft.edges.append(local_edges(placed, [local, *needs[1:]]))
+
+
+def _blocking(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list[Edges]:
+    """Waits of blocking transfers: late receives as they are, early ones from a run in slots."""
+    order = placed.order
+    posted, turn = moved.consumer, np.empty(0, np.int64)
+    if not receives_late(order):
+        graph = lower(order, p2p="latency", step=False)
+        slots = np.zeros(graph.num_ops)
+        slots[: len(order.kind)] = np.where(order.kind == Kind.B, 2.0, 1.0)
+        waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
+        begin, end = begins_and_ends(*waits, slots)
+        entry = np.arange(len(order.kind), dtype=np.int32)
+        opens, closes = _whole_blocks(order, entry, entry)
+        begin, end = begin[opens], end[closes]
+        posted = posted_early(placed, moved, begin=begin, end=end)
+        turn = np.argsort(np.argsort(end[moved.producer], kind="stable"))
+    return rendezvous_edges(placed, moved, first, posted=posted, turn=turn, p2p=p2p)
 
 
 def _channels(sender: Ints, receiver: Ints, num_devices: int) -> tuple[Ints, int]:

@@ -14,14 +14,17 @@ How transfers run (``p2p``): the model of the closed forms, and three ways of re
   to each other in one gap, the one with the odd index sends first and the other receives first
   (SimuMax), lest both wait.
 
-Blocking transfers have the receive posted right before the op that needs it. Orders whose senders
-run further ahead than that (zb_h2, interleaved, V-shaped) deadlock with them, and are refused.
+When a blocking receive is posted is part of the plan. Orders of whole forwards and backwards with
+one stage on each device post it right before the op that needs it (Megatron). In others the sender
+may be far ahead (zb_h2, interleaved, V-shaped), and both would wait for ever: they post it at the
+time of the send in a run in slots (F, I and W take one, B two, transfers none), as the zero-bubble
+runtime places its receives. Then no op waits for one of a later slot, and nothing deadlocks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,7 @@ from mpsim.schedule.ops import Ints, Kind, Op, Order
 from mpsim.schedule.topology import Edges, Indices
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 P2P = Literal["latency", "async", "batched", "serial"]
 
 
@@ -185,41 +189,77 @@ def async_edges(placed: Placed, moved: Needs, first: int) -> list[Edges]:
     return [Edges(placed.enter[fed], transfer_of[fed]), Edges(ids, placed.leave[moved.producer])]
 
 
-def rendezvous_edges(placed: Placed, moved: Needs, first: int, p2p: P2P) -> list[Edges]:
+def receives_late(order: Order) -> bool:
+    """Whether blocking receives are posted right before the op that needs them."""
+    single = order.num_stages == order.num_devices and order.weight_copies == 1
+    return single and bool(np.all(order.kind <= Kind.B)) and bool(np.all(order.block < 0))
+
+
+def posted_early(placed: Placed, moved: Needs, *, begin: Floats, end: Floats) -> Indices:
+    """First entry of the receiver that begins when the message has been sent, or the consumer.
+
+    Args:
+        placed: The order.
+        moved: The transfers.
+        begin: First slot of each entry, of fused ones that of their block.
+        end: Slot after the last of each entry.
+    """
+    span = float(end.max(initial=0.0)) + 1.0
+    by_time = placed.device * span + begin
+    sent = placed.device[moved.consumer] * span + end[moved.producer]
+    return np.minimum(np.searchsorted(by_time, sent), moved.consumer)
+
+
+def rendezvous_edges(
+    placed: Placed, moved: Needs, first: int, *, posted: Indices, turn: Indices, p2p: P2P
+) -> list[Edges]:
     """Waits of blocking transfers (``batched``, ``serial``), numbered from ``first``.
 
     Gap g of device d lies before its compute op g - d and after op g - d - 1. Each transfer takes
     part in two gaps, in that of its sender and in that of its receiver, in one of their phases: it
     waits for the phase before it in both, or for the op before the gap. The op after the gap waits
-    for all.
+    for all, and the consumer for its own input.
+
+    Args:
+        placed: The order, as compute ops.
+        moved: The transfers.
+        first: Number of the first.
+        posted: Entry before which each is received.
+        turn: Rank of each transfer among those sent one after the other; empty: the odd device
+            of two sends first.
+        p2p: Whether in groups or one after the other.
     """
     order, count = placed.order, len(moved.consumer)
     sender, receiver = placed.device[moved.producer], placed.device[moved.consumer]
     sending = placed.leave[moved.producer] + 1 + sender
-    receiving = placed.enter[moved.consumer] + receiver
+    receiving = placed.enter[posted] + receiver
     gap = np.concatenate([sending, receiving])
     device = np.concatenate([sender, receiver])
     transfer = np.tile(np.arange(first, first + count, dtype=np.int32), 2)
     receives = np.repeat([False, True], count)
-    if p2p == "serial":
+    if p2p == "batched":
+        is_forward: Bools = np.tile(order.kind[moved.producer] == Kind.F, 2)
+        groups = _groups(gap, receives=receives, is_forward=is_forward)
+        phase: Indices = groups if receives_late(order) else np.zeros_like(groups)
+    elif len(turn):
+        phase = _turns(gap, np.tile(turn, 2))
+    else:
         there, back = _pair(sending, receiving), _pair(receiving, sending)
         mutual = np.tile(np.isin(there, back), 2)
-        phase: Indices = _turns(gap, receives != (mutual & (device % 2 == 0)))
-    else:
-        is_forward: Bools = np.tile(order.kind[moved.producer] == Kind.F, 2)
-        single = order.num_stages == order.num_devices and order.weight_copies == 1
-        phase = _groups(gap, receives=receives, is_forward=is_forward)
-        phase = phase if single else np.zeros_like(phase)
+        phase = _turns(gap, receives != (mutual & (device % 2 == 0)))
     by_gap = np.lexsort((transfer, phase, gap))
     gap, phase, device, transfer = gap[by_gap], phase[by_gap], device[by_gap], transfer[by_gap]
     has_before = gap > placed.starts[device] + device
     has_after = gap < placed.starts[device + 1] + device
     opens = has_before & (phase == 0)
+    early = np.flatnonzero(posted < moved.consumer)
     edges = [
+        Edges(placed.enter[moved.consumer[early]], first + early.astype(np.int32)),
         Edges(gap[has_after] - device[has_after], transfer[has_after]),
         Edges(transfer[opens], gap[opens] - device[opens] - 1),
     ]
-    for shift in range(1, 4):  # at most two sends and two receives meet in a gap
+    # One op a phase but in a first of groups, where few meet: neighbours suffice.
+    for shift in range(1, 4):
         same = (gap[shift:] == gap[:-shift]) & (phase[shift:] == phase[:-shift] + 1)
         edges.append(Edges(transfer[shift:][same], transfer[:-shift][same]))
     return edges
@@ -238,9 +278,9 @@ def _groups(gap: Indices, *, receives: Bools, is_forward: Bools) -> Indices:
     return np.where(receives & present[direction, 0, gap], 1, 0)
 
 
-def _turns(gap: Indices, second: Bools) -> Indices:
-    """When in its gap each transfer has its turn, counted from 0; those marked come second."""
-    by_turn = np.lexsort((second, gap))
+def _turns(gap: Indices, rank: NDArray[Any]) -> Indices:
+    """When in its gap each transfer has its turn, counted from 0, by rank."""
+    by_turn = np.lexsort((rank, gap))
     index = np.arange(len(gap))
     opens = np.concatenate([[True], gap[by_turn][1:] != gap[by_turn][:-1]])
     turn = np.empty(len(gap), np.int64)

@@ -155,3 +155,18 @@ def test_zb_h1_fills_the_bubble_with_weights(seconds_of, p, m):
 def test_slices_of_the_sequence_divide_the_bubble(seconds_of, name, slices):
     found = makespan(seconds_of, name, devices=4, microbatches=4, slices=slices)
     assert found == pytest.approx((4 * slices + 3) * 3, rel=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks"), [("zb_h1", 1), ("zb_h2", 1), ("interleaved_1f1b", 2), ("looped_bfs", 2)]
+)
+@pytest.mark.parametrize("p2p", ["batched", "serial"])
+def test_blocking_transfers_that_take_no_time_cost_none(seconds_of, name, chunks, p2p):
+    spans = [
+        makespan(
+            seconds_of, name, devices=4, microbatches=8, chunks=chunks, p2p=way,
+            input=1, weight=1,
+        )
+        for way in ("latency", p2p)
+    ]  # fmt: skip
+    assert spans[0] == spans[1]

@@ -157,10 +157,6 @@ class TestBatched:
         found = waits(bare(TWO, p2p="batched"))
         assert found["0:0F1"] == ["0:0SEND_F0"]
 
-    def test_a_receive_may_be_posted_before_it_is_needed(self):
-        found = waits(bare(written("0F0 0I0 0F1 0W0 0I1 0W1", "1F0 1I0 1W0 1F1 1I1 1W1")))
-        assert found["1:1F1"] == ["0:0SEND_F1"]
-
     def test_messages_are_received_when_sent_where_senders_run_ahead(self):
         # In slots 0F1 ends at 2, when 1I0 is about to begin: device 1 takes it in before that.
         order = written("0F0 0F1 0I0 0W0 0I1 0W1", "1F0 1I0 1W0 1F1 1I1 1W1")
