@@ -173,6 +173,7 @@ def _record(measures: ScheduleMeasures, period: float | None) -> dict[str, Any]:
     order = measures.order
     record = {
         "schedule": order.schedule,
+        "devices": order.num_devices,
         "stages": order.num_stages,
         "microbatches": order.num_microbatches,
         "makespan": measures.makespan,
@@ -211,6 +212,8 @@ def _print(measures: ScheduleMeasures, period: float | None) -> None:
     )
     if known:
         click.echo(known.summary)
+        if known.source:
+            click.echo(f"Source: {known.source}")
     click.echo()
     _print_grid(measures)
     click.echo()
@@ -230,7 +233,7 @@ def _print(measures: ScheduleMeasures, period: float | None) -> None:
         )
     click.echo()
     _print_devices(measures)
-    copies = {1: "one copy", 2: "two copies"}.get(order.weight_copies, f"{order.weight_copies}")
+    copies = "one copy" if order.weight_copies == 1 else f"{order.weight_copies} copies"
     versions = order.weight_versions
     kept = f", versions kept {', '.join(map(str, versions))}" if versions else ""
     click.echo(f"weights      {copies} on a device{kept}")

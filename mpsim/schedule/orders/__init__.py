@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -66,6 +67,15 @@ class Schedule:
     def summary(self) -> str:
         """First line of the docstring of its function."""
         return (self.function.__doc__ or "").partition("\n")[0]
+
+    @property
+    def source(self) -> str:
+        """The paper, from the docstring of its function or of the module; empty if none."""
+        for text in (self.function.__doc__, sys.modules[self.function.__module__].__doc__):
+            _, found, source = (text or "").partition("Source:\n")
+            if found:
+                return " ".join(source.split())
+        return ""
 
 
 SCHEDULES: dict[str, Schedule] = {
