@@ -89,12 +89,12 @@ def launch(context: Context, budget: float) -> dict[str, Timing]:
         return run
 
     share = budget / 4
-    hundred = time_alone(context, many, share)
-    short, long = (time_alone(context, backward(nodes), share) for nodes in (10, 110))
+    hundred = time_alone(context, many, share, on_host=True)
+    short, long = (time_alone(context, backward(nodes), share, on_host=True) for nodes in (10, 110))
     node = Timing((long.seconds - short.seconds) / 100, long.spread, long.samples)
     return {
         "kernel": Timing(hundred.seconds / 100, hundred.spread, hundred.samples),
-        "kernel_synchronized": time_alone(context, waited, share),
+        "kernel_synchronized": time_alone(context, waited, share, on_host=True),
         "forward_and_autograd_node": node,
     }
 

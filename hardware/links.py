@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .timing import Timing, agree, time_alone, time_together
-from .transport import Transport
+from .transport import Pending, Transport
 from .worker import Context
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
@@ -29,10 +29,8 @@ def message(context: Context, budget: float, nbytes: int, *, both: bool = False)
     theirs = torch.empty_like(mine)
 
     def exchange() -> None:
-        receiving = transport.irecv(theirs, peer)
-        sending = transport.isend(mine, peer)
-        receiving.wait()
-        sending.wait()
+        for pending in transport.exchange(mine, theirs, peer):
+            pending.wait()
 
     def ping_pong() -> None:
         if context.rank == 0:
@@ -87,12 +85,9 @@ def overlap(context: Context, budget: float, width: int, nbytes: int) -> dict[st
     mine = torch.randn(max(1, nbytes // 4), device=context.device)
     theirs = torch.empty_like(mine)
 
-    def post() -> tuple[object, object]:
-        return transport.irecv(theirs, peer), transport.isend(mine, peer)
-
     def exchange() -> None:
-        for pending in post():
-            pending.wait()  # type: ignore[attr-defined]
+        for pending in transport.exchange(mine, theirs, peer):
+            pending.wait()
 
     one = time_alone(context, lambda: compute(1), budget / 8).seconds
     dist.barrier()
@@ -106,7 +101,7 @@ def overlap(context: Context, budget: float, width: int, nbytes: int) -> dict[st
         dist.barrier()
         begin = time.perf_counter()
         ended: list[float] = []
-        pending = post()
+        pending = transport.exchange(mine, theirs, peer)
         waiter = threading.Thread(target=_stamp_end, args=(context, pending, ended))
         waiter.start()
         compute(times)
@@ -123,17 +118,17 @@ def overlap(context: Context, budget: float, width: int, nbytes: int) -> dict[st
     }
 
 
-def _stamp_end(context: Context, pending: tuple[object, ...], ended: list[float]) -> None:
+def _stamp_end(context: Context, pending: list[Pending], ended: list[float]) -> None:
     """Wait for messages on a stream of their own and note when they have ended."""
     if context.device.type == "cuda":
         stream = torch.cuda.Stream(context.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            for message_ in pending:
-                message_.wait()  # type: ignore[attr-defined]
+            for one in pending:
+                one.wait()
         stream.synchronize()
     else:
-        for message_ in pending:
-            message_.wait()  # type: ignore[attr-defined]
+        for one in pending:
+            one.wait()
     ended.append(time.perf_counter())
 
 

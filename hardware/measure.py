@@ -211,12 +211,22 @@ class _Session:
 
     def _visit(self, cell: Cell, number: int) -> None:
         """Measure a cell, write its rows, and note that it is done."""
-        for table, rows in visit(cell, self.workers, self.unit * cell.weight):
+        try:
+            found = visit(cell, self.workers, self.unit * cell.weight)
+        except CalibrationError as error:
+            # noted as done, so that resuming goes on beyond a cell that does not fit the device
+            self._note(cell, number, failed=str(error).partition("\n")[0])
+            raise
+        for table, rows in found:
             self._write(table, rows, number)
+        self._note(cell, number)
+        self._tell(cell.key)
+
+    def _note(self, cell: Cell, number: int, **more: str) -> None:
+        """Note that a cell has been visited."""
         self.done.add((cell.key, number))
         note = {"cell": cell.key, "round": number, "elapsed_s": self.before + self.elapsed}
-        append_json(self.folder / "done.jsonl", note)
-        self._tell(cell.key)
+        append_json(self.folder / "done.jsonl", {**note, **more})
 
     def _write(self, table: str, rows: Rows, number: int) -> None:
         """Append rows, each with the round, the worker's number and its device."""

@@ -229,7 +229,11 @@ class ByDataParallel(Split):
             loss, gradient = self._loss_at_first(output, target)
         torch.autograd.backward(output, gradient)
         for parameter in self.module.parameters():
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            if self.context.staged:  # gloo reduces GPU memory to all workers only
+                dist.all_reduce(parameter.grad)
+            else:
                 dist.reduce(parameter.grad, dst=0)
         return loss
 

@@ -18,9 +18,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor, rank: int) -> Tensor:
-        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        width, world = part.shape[-1], dist.get_world_size()
+        ctx.place = (rank, width)  # type: ignore[attr-defined]
+        if part.is_cuda and dist.get_backend() == "gloo":  # which gathers no GPU memory
+            whole = part.new_zeros(*part.shape[:-1], world * width)
+            whole.narrow(-1, rank * width, width).copy_(part)
+            dist.all_reduce(whole)
+            return whole
+        parts = [torch.empty_like(part) for _ in range(world)]
         dist.all_gather(parts, part.contiguous())
-        ctx.place = (rank, part.shape[-1])  # type: ignore[attr-defined]
         return torch.cat(parts, dim=-1)
 
     @staticmethod

@@ -74,6 +74,17 @@ class Transport:
         assert work is not None
         return _Staged(work, host, buffer)
 
+    def exchange(self, tensor: Tensor, buffer: Tensor, peer: int) -> list[Pending]:
+        """Begin to send and to receive at once.
+
+        NCCL runs the messages of a pair in the order they are begun: two workers that both receive
+        first would wait for ever, so there the two messages are one batch.
+        """
+        if self.context.backend == "nccl":
+            messages = [dist.P2POp(dist.isend, tensor, peer), dist.P2POp(dist.irecv, buffer, peer)]
+            return list(dist.batch_isend_irecv(messages))
+        return [self.irecv(buffer, peer), self.isend(tensor, peer)]
+
     def close(self) -> None:
         """Send what waits in a throttled link."""
         if self._link is not None:
