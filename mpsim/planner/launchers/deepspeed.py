@@ -243,7 +243,7 @@ def _read_pipeline(options: Options, stages: int) -> Tree:
 
 
 def _read_wire(options: Options, gradient: str) -> Tree:
-    kind = options.raw("communication_data_type", gradient)
+    kind = str(options.raw("communication_data_type", gradient))
     kind = {"bfp16": "bf16"}.get(kind, kind)
     if kind not in ("fp32", "fp16", "bf16"):
         raise ScenarioError("communication_data_type", f"'{kind}' is not one of fp32, fp16, bf16")

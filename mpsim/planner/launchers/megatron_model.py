@@ -221,6 +221,8 @@ def _expert_layers(options: Options, layers: int) -> Tree:
     """
     value = options.raw("--moe-layer-freq", 1)
     if isinstance(value, list):
+        if {str(entry) for entry in value} - {"0", "1"}:
+            raise ScenarioError("--moe-layer-freq", f"expected 0 or 1 for each layer, not {value}")
         pattern = [int(entry) for entry in value]
     elif "[" in str(value):
         pattern = expand_pattern(str(value), where="--moe-layer-freq")
