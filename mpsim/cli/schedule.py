@@ -36,7 +36,7 @@ _SHOWN_DEVICES = 64  # devices listed in the tables
 
 
 def _read_times(ctx: click.Context, param: click.Parameter, value: str) -> OpTimes:
-    """The op times of a text such as ``F=1,I=1,W=1`` or ``F=1,B=2``; ``X`` is a fused block."""
+    """The op times of a text such as ``F=1,I=1,W=1`` or ``F=1,B=2``; ``FB`` is a fused block."""
     given: dict[str, float] = {}
     for part in value.split(","):
         letter, _, number = part.strip().partition("=")
@@ -44,9 +44,8 @@ def _read_times(ctx: click.Context, param: click.Parameter, value: str) -> OpTim
             given[letter.strip().upper()] = float(number)
         except ValueError:
             raise click.BadParameter(f"'{part}' is not a time such as F=1", ctx, param) from None
-    if unknown := set(given) - set("FBIWX"):
-        letter = min(unknown)
-        raise click.BadParameter(f"'{letter}' is none of F, B, I, W and X", ctx, param)
+    if unknown := set(given) - {"F", "B", "I", "W", "FB"}:
+        raise click.BadParameter(f"'{min(unknown)}' is none of F, B, I, W and FB", ctx, param)
     if not all(0 <= number < float("inf") for number in given.values()):
         raise click.BadParameter("times must be numbers of 0 or more", ctx, param)
     first, second = _backward_parts(given)
@@ -54,7 +53,7 @@ def _read_times(ctx: click.Context, param: click.Parameter, value: str) -> OpTim
     if apart or min(first, second) < 0:
         what = f"B={given['B']:g} is not I + W ({first:g} + {second:g})"
         raise click.BadParameter(what, ctx, param)
-    return OpTimes(given.get("F", 1.0), first, second, fused=given.get("X"))
+    return OpTimes(given.get("F", 1.0), first, second, fused=given.get("FB"))
 
 
 def _backward_parts(given: Mapping[str, float]) -> tuple[float, float]:
@@ -87,7 +86,7 @@ def _backward_parts(given: Mapping[str, float]) -> tuple[float, float]:
     metavar="F=..,I=..,W=..",
     default="F=1,I=1,W=1",
     show_default=True,
-    help="Times of one op of the list (a stage, a microbatch, a slice), B = I + W, X a fused "
+    help="Times of one op of the list (a stage, a microbatch, a slice), B = I + W, FB a fused "
     "block; with --compare of a device's stages for a microbatch.",
 )
 @click.option("--hop", type=click.FloatRange(min=0), default=0.0, help="Time between devices.")

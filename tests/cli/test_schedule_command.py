@@ -50,7 +50,7 @@ def test_json_has_the_measures():
 
 
 def test_json_writes_fused_pairs_in_brackets():
-    record = json.loads(run(*asked("dualpipe"), "--times", "F=1,B=2,X=2.5", "--json"))
+    record = json.loads(run(*asked("dualpipe"), "--times", "F=1,B=2,FB=2.5", "--json"))
     assert "(0F3+3B5)" in record["ops"][0]
     assert record["weight_copies"] == 2
 
@@ -68,7 +68,7 @@ def test_times_are_given_by_letter(text, makespan):
     [
         ("F", "'F' is not a time such as F=1"),
         ("F=fast", "'F=fast' is not a time such as F=1"),
-        ("Q=1", "'Q' is none of F, B, I, W and X"),
+        ("Q=1", "'Q' is none of F, B, I, W and FB"),
         ("F=-1", "times must be numbers of 0 or more"),
         ("B=2,I=1,W=2", "B=2 is not I + W (1 + 2)"),
         ("B=2,I=3", "B=2 is not I + W (3 + -1)"),
