@@ -79,7 +79,12 @@ def _backward_parts(given: Mapping[str, float]) -> tuple[float, float]:
     help="Microbatches dealt together (interleaved); pipelines (chimera).",
 )
 @click.option("--slices", type=click.IntRange(min=1), default=1, help="Slices of the sequence.")
-@click.option("--drain", type=click.Choice(["ascending", "descending"]), default="ascending")
+@click.option(
+    "--drain",
+    type=click.Choice(["ascending", "descending"]),
+    default="ascending",
+    help="Order of gpipe's backwards: torch's (ascending) or the paper's.",
+)
 @click.option(
     "--times",
     callback=_read_times,

@@ -1,9 +1,9 @@
 """``mpsim schedule`` as its user calls it."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from click.testing import CliRunner
@@ -147,11 +147,13 @@ def test_comparison_of_some_as_json():
 
 
 def test_comparison_of_all_is_quick():
-    """Two seconds are promised for 16 devices and 128 microbatches, start-up included; twice as
-    much is allowed here, for machines that do other work."""
+    """Two seconds are promised for 16 devices and 128 microbatches, start-up included. Processor
+    time is taken, which other work on the machine hardly changes, and half as much again allowed.
+    """
     command = [sys.executable, "-m", "mpsim", "schedule", "--compare", "all"]
-    begin = time.perf_counter()
+    before = os.times()
     subprocess.run(
         [*command, "--stages", "16", "--microbatches", "128"], check=True, capture_output=True
     )
-    assert time.perf_counter() - begin < 4
+    after = os.times()
+    assert after.children_user - before.children_user < 3
