@@ -11,12 +11,12 @@ EXPONENT = 0.4
 frequency."""
 
 FULL_CLOCK = {
-    "a100_sxm": 0.8e12,
-    "h100_sxm": 0.8e12,
-    "b200_sxm": 1.4e12,
-    "b300_sxm": 1.4e12,
-    "gb200": 1.4e12,
-    "rtx_pro_6000_server": 1.4e12,
+    "a100_sxm": 0.62e12,
+    "h100_sxm": 0.75e12,
+    "b200_sxm": 1.5e12,
+    "b300_sxm": 1.5e12,
+    "gb200": 1.5e12,
+    "rtx_pro_6000_server": 1.5e12,
 }
 """Dense 16-bit FLOP for each joule that matrix products of a long run may take at the full clock,
 by the profile whose silicon the device has."""

@@ -363,14 +363,17 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
 
     FSDP keeps fp32 parameters, which it casts for compute, and no master copy. Megatron sums bf16
     gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
-    fp16 gradients with --fp16.
+    fp16 gradients with --fp16; recipes of 8 and 4 bits keep bf16 gradients (NeMo's and
+    Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False).
     """
     if framework in ("fsdp", "torch"):
         tree: Tree = {"parameter_type": "fp32"}
         guess = "fp32"
     else:
         tree = {}
-        guess = "fp16" if precision == "fp16" else "fp32"
+        guess = {"fp16": "fp16", "fp8": "bf16", "mxfp8": "bf16", "nvfp4": "bf16"}.get(
+            precision, "fp32"
+        )
     tree["gradient_type"] = notes.default(
         "training.gradient_type", record.plan.gradient_dtype, guess
     )

@@ -11,6 +11,7 @@ from functools import partial
 from mpsim.errors import MpsimError
 from mpsim.report.metrics import Report
 from mpsim.simulation import simulate
+from mpsim.spec.model import Transformer
 from mpsim.spec.scenario import Scenario
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.conversion import Expressed, to_scenario
@@ -20,6 +21,8 @@ _CHUNK = 12
 """Records that a worker takes at a time: few enough to balance, enough to share their layers."""
 _MICROBATCHES = (1, 2, 4, 8, 16)
 """Microbatches tried where a record states none."""
+_SLACK = 1.1
+"""Predicted over available memory up to which an open choice is taken to have fitted."""
 _SERIAL = 24
 """Records below which starting workers costs more than it saves."""
 
@@ -99,7 +102,7 @@ def _predicted(expressed: Expressed, profile: str | None) -> tuple[Report, tuple
                     raise
                 continue
             found.append((report, text))
-            if report.fits:  # what is saved by more recomputation is not needed
+            if _nearly_fits(report):  # what is saved by more recomputation is not needed
                 break
     best, text = min(found, key=lambda pair: _likelihood(pair[0]))
     return best, (*expressed.assumptions, *((f"tuned: {text}",) if text else ()))
@@ -107,7 +110,13 @@ def _predicted(expressed: Expressed, profile: str | None) -> tuple[Report, tuple
 
 def _likelihood(report: Report) -> tuple[bool, float]:
     """Key by which the likelier choice comes first."""
-    return not report.fits, report.step_time if report.fits else report.fullest.reserved
+    fits = _nearly_fits(report)
+    return not fits, report.step_time if fits else report.fullest.reserved
+
+
+def _nearly_fits(report: Report) -> bool:
+    """Whether a report fits, give or take what is not known of a table's run."""
+    return report.fullest.reserved <= _SLACK * report.scenario.cluster.device.memory
 
 
 def _choices(expressed: Expressed) -> Iterator[list[tuple[str, Scenario]]]:
@@ -120,9 +129,10 @@ def _choices(expressed: Expressed) -> Iterator[list[tuple[str, Scenario]]]:
     kinds = [scenario.plan.recompute]
     if "plan.recompute" in expressed.open:
         kinds = ["none", "selective", "full"]
+    modules = _recomputed_first(scenario)
     for size in sizes:
         training = scenario.training.model_copy(update={"microbatch": size})
-        plans = [scenario.plan.model_copy(update={"recompute": kind}) for kind in kinds]
+        plans = [scenario.plan.model_copy(update={"recompute": kind} | modules) for kind in kinds]
         changed = [f"training.microbatch = {size}"] if sizes[1:] else []
         yield [
             (
@@ -131,6 +141,17 @@ def _choices(expressed: Expressed) -> Iterator[list[tuple[str, Scenario]]]:
             )
             for plan in plans
         ]
+
+
+def _recomputed_first(scenario: Scenario) -> dict[str, list[str]]:
+    """What selective recomputation would drop where a record leaves it open: what is cheap."""
+    model = scenario.model
+    if not isinstance(model, Transformer) or scenario.plan.recompute == "selective":
+        return {}
+    cheap = ["core_attention"] if scenario.plan.attention == "math" else ["layernorm"]
+    cheap += ["moe_act"] if model.experts else []
+    cheap += ["mla_up_proj"] if model.latent_attention else []
+    return {"recompute_modules": cheap}
 
 
 def _with_profile(scenario: Scenario, profile: str | None) -> Scenario:
