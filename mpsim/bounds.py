@@ -19,8 +19,8 @@ def amdahl_speed_up(parallel_fraction: float, devices: float) -> float:
         Amdahl, "Validity of the single processor approach to achieving large scale computing
         capabilities", AFIPS 1967.
 
-    >>> amdahl_speed_up(0.9, 10)
-    5.263157894736842
+    >>> round(amdahl_speed_up(0.9, 10), 4)
+    5.2632
     """
     return 1.0 / (1.0 - parallel_fraction + parallel_fraction / devices)
 

@@ -15,6 +15,7 @@ from mpsim.cost.derived import profile_of
 from mpsim.cost.estimate import estimate
 from mpsim.cost.passes import Machine, layer_seconds
 from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs
+from mpsim.cost.topology import link_between
 from mpsim.cost.work import Work
 from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.schedule.check import check
@@ -92,7 +93,7 @@ def compile_scenario(scenario: Scenario) -> Compiled:
         return _replicated_by_one_process(scenario, machine)
     stages = stages_of(scenario, machine)
     costs = tuple(stage_costs(stages, machine))
-    order = scheduled(scenario, costs)
+    order = scheduled(scenario, costs, machine)
     graph = _lowered(order, scenario, stages=stages, machine=machine)
     work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)
@@ -129,7 +130,7 @@ def _replicated_by_one_process(scenario: Scenario, machine: Machine) -> Compiled
     return Compiled(scenario, machine, stages, costs, None, graph, work)
 
 
-def scheduled(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
+def scheduled(scenario: Scenario, costs: Sequence[StageCost], machine: Machine) -> Order:
     """The order that the plan names, or that its CSV file holds."""
     plan = scenario.plan
     if plan.schedule.endswith(".csv"):
@@ -145,8 +146,9 @@ def scheduled(scenario: Scenario, costs: Sequence[StageCost]) -> Order:
         group_size=plan.group_size,
         num_slices=plan.slices,
         drain=plan.drain,
-        times=op_times(costs),
+        times=replace(op_times(costs), hop=_hop(costs, machine)),
         memory_limit=plan.memory_limit,
+        freed_at_input=1.0 if plan.release == "input" else 0.0,
     )
 
 
@@ -167,6 +169,14 @@ def _order_of_file(scenario: Scenario) -> Order:
         if have != want:
             raise ScenarioError("plan.schedule", f"{path} has {have} {what}, the plan has {want}")
     return order
+
+
+def _hop(costs: Sequence[StageCost], machine: Machine) -> float:
+    """Seconds of a transfer between the first two devices, for schedules that are searched."""
+    if machine.plan.pipeline == 1:
+        return 0.0
+    link = link_between(0, 1, machine.plan, machine.cluster)
+    return link.latency + costs[0].output_nbytes / link.rate
 
 
 def op_times(costs: Sequence[StageCost]) -> OpTimes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsim.schedule.graph import OpGraph
-from mpsim.schedule.ops import Ints, Kind, Op
+from mpsim.schedule.ops import Ints, Kind
 
 _COLLECTIVES = (Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD)
 _COMPUTE = (Kind.F, Kind.B, Kind.I, Kind.W, Kind.STEP, Kind.BARRIER)
@@ -80,9 +80,6 @@ def lanes(graph: OpGraph) -> Iterator[Lane]:
 
 
 def op_label(graph: OpGraph, op: int) -> str:
-    """What an op is called: ``2F0``, with its part after a dot where it has one."""
+    """What an op is called: ``2F0``, with its sequence slice after a dot where it has one."""
     kind = Kind(int(graph.kind[op]))
-    if kind in (Kind.STEP, Kind.BARRIER):
-        return KIND_NAMES[kind]
-    part = int(graph.part[op])
-    return str(Op(int(graph.stage[op]), kind, int(graph.microbatch[op]), part))
+    return KIND_NAMES[kind] if kind in (Kind.STEP, Kind.BARRIER) else str(graph.op(op))
