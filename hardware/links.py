@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -146,7 +147,24 @@ def _products(context: Context, width: int) -> Callable[[int], Tensor]:
     return compute
 
 
-def probe(context: Context) -> Timing:
-    """A fixed piece of work, timed between the cells to see drift and noise: products of 128."""
+@dataclass(frozen=True)
+class Probe:
+    """A fixed piece of work, timed between the cells to see drift and noise."""
+
+    timing: Timing  # of one product of 128 x 128 matrices
+    stolen: float  # share of the time in which others had the worker's core
+
+
+def probe(context: Context, budget: float = 0.05) -> Probe:
+    """Time the probe on one worker.
+
+    The median of short calls does not see that other processes take the core now and then; the
+    thread's processor time beside the clock's does.
+    """
     compute = _products(context, 128)
-    return time_alone(context, lambda: compute(1), 0.01)
+    wall, busy = time.perf_counter(), time.thread_time()
+    timing = time_alone(context, lambda: compute(1), budget)
+    wall, busy = time.perf_counter() - wall, time.thread_time() - busy
+    # a thread that waits for a GPU does not use its core either
+    waits = context.device.type == "cuda"
+    return Probe(timing, 0.0 if waits else max(0.0, 1 - busy / wall))

@@ -49,6 +49,7 @@ class Measurement:
         cells: Number of cells measured at least once.
         planned: Number of cells planned.
         noise: Relative MAD of the probes.
+        stolen: Share of the time in which other processes had the workers' cores.
         seconds: Seconds the call took.
     """
 
@@ -57,6 +58,7 @@ class Measurement:
     cells: int
     planned: int
     noise: float
+    stolen: float
     seconds: float
 
 
@@ -90,14 +92,15 @@ def measure(
 
     Cells of all tables are visited in one shuffled order, in two rounds; each is appended as soon
     as it is measured, so that an interruption loses one cell at most. Where the probes scatter by
-    more than ``precision``, this is told and further rounds are made while the budget lasts.
+    more than ``precision``, or other processes take more of the cores than that, this is told and
+    further rounds are made while the budget lasts.
 
     Args:
         folder: Where the tables go; made if it is not there.
         devices: Devices of the workers, as ``cuda:0,cuda:1``; None: the best there are.
         budget: Seconds to spend.
         resume: Whether to go on with what a folder lacks; else it must hold no tables.
-        precision: Relative scatter of the probes that is accepted.
+        precision: Relative scatter of the probes, and share of stolen time, that is accepted.
         only: Tables to measure; None: all.
         progress: Called after each cell.
 
@@ -159,6 +162,7 @@ class _Session:
         self.done = {(visit["cell"], visit["round"]) for visit in visits}
         self.before = max((visit["elapsed_s"] for visit in visits), default=0.0)
         self.probes: list[list[float]] = [[] for _ in workers.placement.workers]
+        self.thefts: list[float] = []
         self.next_probe = 0.0
         total = sum(cell.weight for cell in cells)
         # s of a cell of weight one: what the budget leaves, within what is worth timing
@@ -175,13 +179,21 @@ class _Session:
         """Relative MAD of the probes of the noisiest worker; 0 while there are fewer than three."""
         return max(relative_mad(p) if len(p) > 2 else 0.0 for p in self.probes)
 
+    @property
+    def stolen(self) -> float:
+        """Mean share of the time in which others had the cores."""
+        return sum(self.thefts) / len(self.thefts) if self.thefts else 0.0
+
     def run(self, precision: float) -> None:
         """Rounds over the cells until all are done or the budget is spent."""
         for number in range(1, MOST_ROUNDS + 1):
             if number > ROUNDS:
-                if self.noise <= precision or self.elapsed > self.budget:
+                if max(self.noise, self.stolen) <= precision or self.elapsed > self.budget:
                     return
-                self._tell(f"noise {self.noise:.1%} exceeds {precision:.1%}: measuring longer")
+                self._tell(
+                    f"noise {self.noise:.1%}, and {self.stolen:.1%} of the cores taken by others: "
+                    f"more than {precision:.1%}, measuring longer"
+                )
             for cell in self.cells:
                 if self.elapsed > self.budget:
                     self._tell("the budget is spent; resume to measure what is missing")
@@ -198,13 +210,19 @@ class _Session:
         """Time the probe on all workers, now and then."""
         if self.elapsed < self.next_probe:
             return
-        timings = self.workers.run(links.probe)
+        probes = self.workers.run(links.probe)
         elapsed = self.before + self.elapsed
-        for samples, timing in zip(self.probes, timings, strict=True):
-            samples.append(timing.seconds)
+        for samples, probe in zip(self.probes, probes, strict=True):
+            samples.append(probe.timing.seconds)
+            self.thefts.append(probe.stolen)
         rows = [
-            {"worker": rank, "elapsed_s": elapsed, **milliseconds(timing)}
-            for rank, timing in enumerate(timings)
+            {
+                "worker": rank,
+                "elapsed_s": elapsed,
+                "stolen": probe.stolen,
+                **milliseconds(probe.timing),
+            }
+            for rank, probe in enumerate(probes)
         ]
         self._write("drift", rows, number)
         self.next_probe = self.elapsed + PROBE_EVERY
@@ -242,6 +260,7 @@ class _Session:
     def describe(self) -> None:
         """Write ``machine.yaml`` with what is known by now."""
         machine = {**self.machine, "noise": round(self.noise, 5), "probes": len(self.probes[0])}
+        machine["stolen"] = round(self.stolen, 5)
         machine |= {"cells": len({key for key, _ in self.done}), "planned_cells": len(self.cells)}
         machine |= {"seconds": round(self.before + self.elapsed, 1)}
         path = self.folder / "machine.yaml"
@@ -257,5 +276,6 @@ class _Session:
             cells=len({key for key, _ in self.done} & keys),
             planned=len(keys),
             noise=self.noise,
+            stolen=self.stolen,
             seconds=self.elapsed,
         )

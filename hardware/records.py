@@ -23,7 +23,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "launch": ("what", "us"),
     "layers": ("layer", "batch", "fwd_ms", "bwd_input_ms", "bwd_weight_ms", "bwd_ms", "spec"),
     "overlap": ("compute_ms", "comm_ms", "compute_with_comm_ms", "comm_with_compute_ms", "bytes"),
-    "drift": ("elapsed_s", "ms"),
+    "drift": ("elapsed_s", "ms", "stolen"),
 }
 """Columns of each table, besides those of ``COMMON``."""
 
