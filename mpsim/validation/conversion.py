@@ -20,6 +20,7 @@ from mpsim.validation.generation import (
     Framework,
     attention_of,
     framework_of,
+    precision_of,
     supported_precision,
 )
 from mpsim.validation.machine import cluster_tree
@@ -89,6 +90,8 @@ def to_scenario(record: Record) -> Expressed:
     }
     scenario = build(tree)
     open_fields = [path for path in _TUNED if _is_open(record, path)]
+    if scenario.training.microbatch > 1 and "training.microbatch" in open_fields:
+        open_fields.remove("training.microbatch")  # a framework's default, not a tuned choice
     return Expressed(scenario, tuple(notes.texts), tuple(open_fields))
 
 
@@ -160,7 +163,8 @@ def _model(record: Record, framework: Framework, tensor: int, notes: Assumptions
         "norm": "rmsnorm" if gated else "layernorm",
         "mtp_layers": model.mtp_layers or 0,
     }
-    if position == "learned" and framework in ("megatron", "legacy_megatron"):
+    mixed = precision_of(record) not in ("fp32", "tf32")  # what Megatron's own recipes train in
+    if position == "learned" and framework in ("megatron", "legacy_megatron") and mixed:
         tree["dropout"] = notes.default("model.dropout", None, _DROPOUT)
     if model.head_dim is None and model.hidden % model.heads:
         tree["head_dim"] = model.v_head_dim
@@ -332,7 +336,7 @@ def _training(
     precision = supported_precision(record, device)
     if plan.precision != precision:
         notes.texts.append(f"training.precision = {precision}")
-    micro = notes.default("training.microbatch", training.microbatch, 1)
+    micro = notes.default("training.microbatch", training.microbatch, _microbatch(record, degrees))
     replicas = micro * degrees["data"]
     batch = notes.default(
         "training.global_batch", training.global_batch, replicas * 4 * degrees["pipeline"]
@@ -358,17 +362,30 @@ def _training(
     return tree | _state_types(record, framework, precision, notes)
 
 
+def _microbatch(record: Record, degrees: Tree) -> int:
+    """Microbatch where none is stated: 1, or with FSDP as many microbatches as stages.
+
+    The latter is torchtitan's default (pipeline_parallel_microbatches, 2024).
+    """
+    batch, pipeline = record.training.global_batch, degrees["pipeline"]
+    if batch is None or pipeline == 1 or framework_of(record) != "fsdp":
+        return 1
+    return int(max(1, batch // (degrees["data"] * pipeline)))
+
+
 def _state_types(record: Record, framework: Framework, precision: str, notes: Assumptions) -> Tree:
     """Number formats of parameters and gradients.
 
-    FSDP keeps fp32 parameters, which it casts for compute, and no master copy. Megatron sums bf16
+    FSDP keeps fp32 parameters, which it casts for compute, and no master copy; it reduces gradients
+    in the type of compute unless told otherwise (MixedPrecision.reduce_dtype). Megatron sums bf16
     gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
     fp16 gradients with --fp16; recipes of 8 and 4 bits keep bf16 gradients (NeMo's and
     Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False).
     """
     if framework in ("fsdp", "torch"):
         tree: Tree = {"parameter_type": "fp32"}
-        guess = "fp32"
+        wide = precision in ("fp32", "tf32")
+        guess = "fp32" if wide else "fp16" if precision == "fp16" else "bf16"
     else:
         tree = {}
         guess = {"fp16": "fp16", "fp8": "bf16", "mxfp8": "bf16", "nvfp4": "bf16"}.get(

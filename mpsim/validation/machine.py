@@ -47,6 +47,8 @@ def cluster_tree(recorded: RecordedCluster, notes: list[str]) -> Tree:
         "nodes": recorded.devices // per_node,
         "node": {"devices": per_node, "link": _link(recorded, usual, notes)},
     }
+    if recorded.intra_node is None and str(tree["node"]["link"]).startswith("pcie"):
+        tree["node"]["shared_uplink"] = True  # boards without a link of their own meet at the host
     if "host_link" in usual.get("node", {}):
         tree["node"]["host_link"] = usual["node"]["host_link"]
     if tree["nodes"] > 1:
