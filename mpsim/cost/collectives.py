@@ -18,7 +18,7 @@ from mpsim.errors import ScenarioError
 from mpsim.spec.cluster import LinkSpec
 from mpsim.spec.profile import LinkFit
 
-_STAND_INS = {"broadcast": "all_gather", "send": "all_to_all"}
+_STAND_INS = {"broadcast": "all_gather"}
 """Collective whose fitted factor serves one that was not measured: both move each byte once."""
 
 _TREE_RATE = 0.92
@@ -110,9 +110,8 @@ def fitted_seconds(
 
     The factor, over group and size, holds what protocols (LL, LL128, Simple) and algorithms (ring,
     tree, NVLS) do; beyond the fitted sizes and groups that of the nearest holds, so that large
-    messages scale with the bandwidth and small ones with the latency of ``link``. A transfer and
-    a broadcast have the factor of the collective that moves each byte as often, where they were
-    not measured themselves.
+    messages scale with the bandwidth and small ones with the latency of ``link``. A broadcast
+    that was not measured has the factor of the all-gather; a transfer stays with the textbook.
 
     Args:
         op: As for ``collective_seconds``.
