@@ -16,7 +16,7 @@ from mpsim.cost.textbook import textbook_seconds
 from mpsim.cost.work import Floats
 from mpsim.errors import ScenarioError
 from mpsim.spec.cluster import LinkSpec
-from mpsim.spec.profile import LinkFit
+from mpsim.spec.profile import LinkFit, Surface
 
 _STAND_INS = {"broadcast": "all_gather"}
 """Collective whose fitted factor serves one that was not measured: both move each byte once."""
@@ -123,16 +123,28 @@ def fitted_seconds(
     Returns:
         Seconds, of the shape of ``nbytes``.
     """
-    seconds = textbook_seconds(op, nbytes, group, link)
     if fit is None or group == 1:
-        return seconds
-    factors = {**fit.ops}
-    surface = factors.get(op, factors.get(_STAND_INS.get(op, "")))  # type: ignore[call-overload]
+        return textbook_seconds(op, nbytes, group, link)
+    surface = next((fit.ops[name] for name in (op, _STAND_INS.get(op)) if name in fit.ops), None)
     if surface is None:
-        return seconds
+        return textbook_seconds(op, nbytes, group, link)
     sizes = np.ravel(nbytes)
-    groups = np.full_like(sizes, 2 if op == "send" else group)
-    return seconds * surface_factor(surface, groups, sizes).reshape(np.shape(nbytes))
+    groups = np.full_like(sizes, group)
+    factor = surface_factor(surface, groups, sizes)
+    return (_chords(op, sizes, group, link, surface) * factor).reshape(np.shape(nbytes))
+
+
+def _chords(op: str, sizes: Floats, group: int, link: LinkSpec, surface: Surface) -> Floats:
+    """The textbook time, between the knots of a surface as chords of logarithm over logarithm.
+
+    The factors are such chords too, so that their product keeps the measured times in order.
+    """
+    knots = np.array(surface.axes["nbytes"])
+    logs = np.log(textbook_seconds(op, knots, group, link))
+    chords = np.exp(np.interp(np.log(np.maximum(sizes, 1e-30)), np.log(knots), logs))
+    inside = (sizes >= knots[0]) & (sizes <= knots[-1])
+    seconds: Floats = np.where(inside, chords, textbook_seconds(op, sizes, group, link))
+    return seconds
 
 
 def _ring(op: str, nbytes: Floats, inner: _Level, outer: _Level) -> Floats:
