@@ -77,9 +77,24 @@ class Machine:
 
     @property
     def host_seconds_per_launch(self) -> float:
-        """Host time to launch one kernel: the driver's and the framework's share."""
+        """Host time to launch one kernel: the driver's and the framework's share.
+
+        A captured graph leaves the device's own step from one kernel to the next.
+        """
         launch = self.profile.launch
+        if self.plan.graphs:
+            return launch.graph_node
         return launch.host + launch.dispatch * self.software.dispatches
+
+    def sent_once_to_each_node(self, step: Exchange) -> float:
+        """Share of an exchange's bytes that remains where a node needs one copy of each token.
+
+        k copies for experts on N nodes at random: a token goes to N (1 - (1 - 1/N)^k) of them.
+        """
+        nodes = group_of(step.axis, self.plan, self.cluster.node.devices).nodes
+        if step.copies == 1 or nodes == 1:
+            return 1.0
+        return float(nodes * (1 - (1 - 1 / nodes) ** step.copies) / step.copies)
 
     @property
     def software(self) -> Software:
@@ -172,14 +187,17 @@ def _pass(
     for step in beside:
         if isinstance(step, Kernel):
             # the gap while the host launches the next kernel hides an exchange as well
-            window = max(seconds[step], machine.host_seconds_per_launch) * step.count
+            window = max(seconds[step], launch) * step.count
             named[step.name] = named.get(step.name, 0.0) + window
+    anywhere = sum(isinstance(step, Exchange) and step.beside == "*" for step in beside)
+    named["*"] = sum(named.values()) / max(1, anywhere)  # they share all kernels
     for step in steps:
         if isinstance(step, Kernel):
             tally.device += seconds[step] * step.count
             tally.host += step.count * launch
         else:
-            whole = step.count * machine.exchange_seconds(step.op, step.axis, step.nbytes)
+            nbytes = step.nbytes * machine.sent_once_to_each_node(step)
+            whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)
             beside_it = named.get(step.beside, 0.0)
             cost = overlapped(beside_it, whole) - beside_it if beside_it else whole
             name = f"{step.axis.replace('_', ' ')} exchange"

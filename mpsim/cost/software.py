@@ -36,14 +36,14 @@ class Software:
 
 
 SOFTWARE = {
-    "torch": Software(dispatches=4.0, attention=1.2, attention_since_hopper=1.9),
-    "fsdp": Software(dispatches=4.0, attention=1.2, attention_since_hopper=1.9),
-    "megatron": Software(dispatches=4.0, attention_since_hopper=1.1, experts=1.2),
-    "legacy_megatron": Software(dispatches=16.0),
+    "torch": Software(dispatches=4.0, attention=1.0, attention_since_hopper=1.65),
+    "fsdp": Software(dispatches=4.0, attention=1.0, attention_since_hopper=1.65),
+    "megatron": Software(dispatches=4.0, attention_since_hopper=1.05, experts=1.2),
+    "legacy_megatron": Software(dispatches=15.5),
 }
 """Constants by ``training.framework``."""
 
-HOST_SHARPNESS = 2.6
+HOST_SHARPNESS = 2.1
 """Exponent p of (device^p + host^p)^(1/p), the time of a pass: the host runs ahead of the device,
 but not always far enough."""
 
@@ -61,7 +61,7 @@ def pass_seconds(device: float, host: float) -> float:
     """Seconds of a pass whose kernels take ``device`` and whose launches take ``host`` seconds.
 
     >>> pass_seconds(1.0, 0.0), round(pass_seconds(1.0, 1.0), 3)
-    (1.0, 1.306)
+    (1.0, 1.391)
     """
     longer, shorter = max(device, host), min(device, host)
     if longer == 0:

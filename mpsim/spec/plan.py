@@ -90,7 +90,12 @@ class PlanSpec(Declaration):
     overlap_tensor: bool = False
     """Whether tensor-parallel exchange runs beside compute."""
     overlap_expert: bool = False
-    """Whether expert all-to-all runs beside compute."""
+    """Whether expert all-to-all runs beside the compute of another microbatch."""
+    expert_dispatch: Literal["all_to_all", "fused"] = "all_to_all"
+    """How tokens reach their experts: sorted, then a collective; or a fused dispatcher (DeepEP,
+    HybridEP), which sorts as it sends and sends a token once to each node."""
+    graphs: bool = False
+    """Whether kernels are launched as captured CUDA graphs."""
     p2p: Literal["async", "batched", "serial"] = "async"
     """Stage-to-stage transfers: on streams of their own, batched and blocking with rendezvous
     (Megatron without interleaving), or one by one."""

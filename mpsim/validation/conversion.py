@@ -37,6 +37,8 @@ _SCHEDULES = {"zb_1p": "zb_auto", "zb_2p": "zb_auto", "none": "1f1b"}
 """Names of records → names of orders; 1p and 2p are the searched schedule under a memory limit of
 one and two times that of 1F1B (arXiv:2401.10241)."""
 _OPTIMIZERS = {"adam": "adam", "adamw": "adam", "sgd": "sgd", "adafactor": "adafactor"}
+_FUSED_DISPATCH = re.compile(r"dispatcher (deepep|hybridep)")
+"""How notes name dispatchers that sort as they send."""
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
 
 
@@ -226,6 +228,8 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "overlap_data": overlap_data,
         "overlap_tensor": overlap_tensor and tensor > 1,
         "overlap_expert": "expert all-to-all overlap on" in record.notes,
+        "expert_dispatch": "fused" if _FUSED_DISPATCH.search(record.notes) else "all_to_all",
+        "graphs": "full_iteration" in record.notes,
         "p2p": _p2p(record, legacy),
         "offload": ["activations"] if "offloading_num_layers" in (plan.offload or "") else [],
     }

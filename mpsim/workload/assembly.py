@@ -42,6 +42,7 @@ def _flops_by_name(steps: Steps) -> dict[str, float]:
 def _hidden(steps: Steps, flops: dict[str, float]) -> Steps:
     """Exchanges with ``hidden_behind``: the FLOP of the kernel beside over those of all."""
     total = sum(flops.values())
+    flops = {**flops, "*": total}
     if not total:
         return steps
     return tuple(

@@ -65,28 +65,28 @@ def _router(share: Share, model: Transformer) -> list[Piece]:
 
 def _dispatch(share: Share, model: Transformer, experts: Experts) -> Piece:
     """Copies in the order of experts, their all-to-all, and the sort on arrival."""
-    nbytes = sent_tokens(share, experts) * model.hidden * share.element
-    arrived = float(worked_tokens(share, experts) * model.hidden * share.element)
+    nbytes, arrived = _moved(share, model, experts)
     sort = memory("expert_sort", 2 * arrived)
-    ahead: Steps = (memory("permute", 2 * nbytes), *_to_experts(share, nbytes, arrived), sort)
-    back = _from_experts(share, nbytes, arrived)
+    ahead = (*_copied(share, "permute", nbytes), *_to_experts(share, experts, nbytes, arrived))
+    back = _from_experts(share, experts, nbytes, arrived)
     unsort = memory("expert_sort_backward", 2 * arrived)
-    return Piece("moe", ahead, (unsort, *back, memory("permute_backward", 2 * nbytes)))
+    return Piece(
+        "moe", (*ahead, sort), (unsort, *back, *_copied(share, "permute_backward", nbytes))
+    )
 
 
 def _combine(share: Share, model: Transformer, experts: Experts) -> Piece:
     """The way back: all-to-all and the weighted sum of each token's copies."""
-    nbytes = sent_tokens(share, experts) * model.hidden * share.element
-    arrived = float(worked_tokens(share, experts) * model.hidden * share.element)
+    nbytes, arrived = _moved(share, model, experts)
     unsort = memory("expert_unsort", 2 * arrived)
     forward: Steps = (
         unsort,
-        *_from_experts(share, nbytes, arrived),
-        memory("unpermute", 2 * nbytes),
+        *_from_experts(share, experts, nbytes, arrived),
+        *_copied(share, "unpermute", nbytes),
     )
     back: Steps = (
-        memory("unpermute_backward", 2 * nbytes),
-        *_to_experts(share, nbytes, arrived),
+        *_copied(share, "unpermute_backward", nbytes),
+        *_to_experts(share, experts, nbytes, arrived),
         memory("expert_unsort_backward", 2 * arrived),
     )
     if share.tensor > 1 and not share.plan.sequence_parallel:
@@ -96,20 +96,39 @@ def _combine(share: Share, model: Transformer, experts: Experts) -> Piece:
     return Piece("moe", forward, back)
 
 
-def _to_experts(share: Share, nbytes: float, arrived: float) -> tuple[Exchange, ...]:
+def _moved(share: Share, model: Transformer, experts: Experts) -> tuple[float, float]:
+    """Bytes of the copies that this device sends, and of those that its experts work on."""
+    nbytes = sent_tokens(share, experts) * model.hidden * share.element
+    return nbytes, float(worked_tokens(share, experts) * model.hidden * share.element)
+
+
+def _copied(share: Share, name: str, nbytes: float) -> Steps:
+    """The copies put in order before they leave; a fused dispatcher does so as it sends."""
+    return () if share.plan.expert_dispatch == "fused" else (memory(name, 2 * nbytes),)
+
+
+def _to_experts(
+    share: Share, experts: Experts, nbytes: float, arrived: float
+) -> tuple[Exchange, ...]:
     """All-to-all over the expert group, then the gather over the experts' tensor group."""
-    return (*_all_to_all(share, nbytes), *_over_tensor(share, "all_gather", arrived))
+    gathered = _over_tensor(share, "all_gather", arrived)
+    return (*_all_to_all(share, experts, nbytes), *gathered)
 
 
-def _from_experts(share: Share, nbytes: float, arrived: float) -> tuple[Exchange, ...]:
-    return (*_over_tensor(share, "reduce_scatter", arrived), *_all_to_all(share, nbytes))
+def _from_experts(
+    share: Share, experts: Experts, nbytes: float, arrived: float
+) -> tuple[Exchange, ...]:
+    scattered = _over_tensor(share, "reduce_scatter", arrived)
+    return (*scattered, *_all_to_all(share, experts, nbytes))
 
 
-def _all_to_all(share: Share, nbytes: float) -> tuple[Exchange, ...]:
-    beside = "expert_mlp_up" if share.plan.overlap_expert else ""
+def _all_to_all(share: Share, experts: Experts, nbytes: float) -> tuple[Exchange, ...]:
+    """The exchange over the expert group; with a fused dispatcher, how often a token is in it."""
     if share.plan.expert == 1:
         return ()
-    return (Exchange("all_to_all", "expert", nbytes, beside=beside),)
+    beside = "*" if share.plan.overlap_expert else ""
+    copies = experts.per_token if share.plan.expert_dispatch == "fused" else 1
+    return (Exchange("all_to_all", "expert", nbytes, beside=beside, copies=copies),)
 
 
 def _over_tensor(share: Share, op: str, nbytes: float) -> tuple[Exchange, ...]:

@@ -32,7 +32,8 @@ class Exchange:
     nbytes: float  # B, the whole (gathered, unscattered) buffer, as nccl-tests counts
     count: int = 1
     hidden_behind: float = 0.0  # share of the layer's kernels that it may run beside
-    beside: str = ""  # name of the kernel that it may run beside; "": none
+    beside: str = ""  # kernel that it may run beside; "": none, "*": any of the layer
+    copies: int = 1  # copies of each token among the bytes, of which a node needs one
 
 
 @dataclass(frozen=True, slots=True)
