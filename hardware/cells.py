@@ -88,8 +88,9 @@ STEP_SCHEDULES = (
 def plan_cells(placement: Placement, *, only: frozenset[str] | None = None) -> list[Cell]:
     """All cells for a placement, in an interleaved order that is the same in every run.
 
-    The order is shuffled with a fixed seed, so that drift of the machine meets all tables alike and
-    whatever was measured when a run stops is a fair share of the whole.
+    The overheads come first, since no step can be predicted without them. The rest is shuffled with
+    a fixed seed, so that drift of the machine meets all tables alike and whatever was measured when
+    a run stops is a fair share of the whole.
 
     Args:
         placement: The workers; two GPUs get the sizes of GPUs, all else those of CPUs.
@@ -99,8 +100,8 @@ def plan_cells(placement: Placement, *, only: frozenset[str] | None = None) -> l
     makers = (_gemms, _streams, _launches, _layers, _messages, _overlaps, _steps)
     made = {cell.key: cell for make in makers for cell in make(scale, placement)}
     cells = [cell for cell in made.values() if only is None or cell.table in only]
-    order = np.random.default_rng(0).permutation(len(cells))
-    return [cells[place] for place in order]
+    shuffled = [cells[place] for place in np.random.default_rng(0).permutation(len(cells))]
+    return sorted(shuffled, key=lambda cell: cell.table not in ("launch", "runtime"))
 
 
 def _gemms(scale: Scale, placement: Placement) -> Iterator[Cell]:

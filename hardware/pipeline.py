@@ -99,7 +99,8 @@ class PipelineRun:
         events: Every op of every timed step, on one clock.
         losses: Loss of each timed step.
         gradients: Gradients by parameter (``layer.name``) after the last step, if weights stay.
-        peak_bytes: Peak memory of each worker, if asked for.
+        peak_bytes: Peak memory of each worker with its weights, if asked for; on a CPU without the
+            batch and the buffers for messages.
         clock_offsets: Seconds that each worker's clock was ahead of the first one's.
         spans: Begin and end of each timed step on each worker, by worker.
     """
@@ -210,7 +211,8 @@ def _run_share(context: Context, job: PipelineJob, owners: tuple[int, ...]) -> _
         if job.memory:
             with peak_memory(context.device) as peak:
                 step.run(share, -1)
-            share = _Share(**{**share.__dict__, "peak": peak.nbytes})
+            weights = 0 if context.device.type == "cuda" else step.weight_bytes
+            share = _Share(**{**share.__dict__, "peak": peak.nbytes + weights})
     finally:
         transport.close()
     if not job.learning_rate:
@@ -326,6 +328,12 @@ class _Step:
         """Forget the gradients of the step before."""
         for layer in self.layers.values():
             layer.zero_grad(set_to_none=True)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters of this worker's stages."""
+        layers = self.layers.values()
+        return sum(value.nbytes for layer in layers for value in layer.parameters())
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients on the CPU, by layer and name."""

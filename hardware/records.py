@@ -95,7 +95,7 @@ def step_record(
 
     Beyond the format: ``mpsim_model`` (the model as a scenario declares it), ``layer_counts``
     (layers of each stage), ``step_times_s`` (all samples), ``op_seconds`` (median own time of ops
-    by stage and letter) and ``order`` (the schedule's text).
+    by stage and letter), ``peak_bytes`` (peak memory by worker), ``order`` (the schedule's text).
     """
     stages, workers = len(job.counts), len(machine["devices"])
     gpt = job.model if isinstance(job.model, Transformer) else None
@@ -138,6 +138,7 @@ def step_record(
             "step_time_origin": "reported",
             "tokens_per_s_per_device": job.batch * job.sequence / median / workers,
             "peak_memory_bytes": max(run.peak_bytes) or None,
+            "memory_kind": "allocated",
             "samples": len(run.step_seconds),
         },
         "unknown": [],
@@ -148,6 +149,7 @@ def step_record(
         "layer_counts": list(job.counts),
         "step_times_s": [round(value, 9) for value in run.step_seconds],
         "op_seconds": {kind: round(value, 9) for kind, value in op_medians(run.events).items()},
+        "peak_bytes": list(run.peak_bytes),
         "order": job.schedule,
     }
 

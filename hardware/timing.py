@@ -119,15 +119,14 @@ def time_together(
         work()
     context.synchronize()
     dist.barrier()
+    once = min(_sample_synchronized(context, work) for _ in range(5))  # the quickest: undisturbed
+    count = int(agree(max(least, min(5_000, budget / max(once, 1e-7)))))
+    return summarise([_sample_synchronized(context, work) for _ in range(count)])
+
+
+def _sample_synchronized(context: Context, work: Callable[[], object]) -> float:
+    """Seconds of one call by the host's clock, until the device is done."""
     begin = time.perf_counter()
     work()
     context.synchronize()
-    once = time.perf_counter() - begin
-    count = int(agree(max(least, min(5_000, budget / max(once, 1e-7)))))
-    samples = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        work()
-        context.synchronize()
-        samples.append(time.perf_counter() - begin)
-    return summarise(samples)
+    return time.perf_counter() - begin

@@ -132,7 +132,7 @@ def _overlap(cell: Cell, workers: Workers, budget: float) -> list[tuple[str, Row
 def _steps(cell: Cell, workers: Workers, budget: float) -> list[tuple[str, Rows]]:
     """Whole pipeline steps: one record."""
     schedule, job = cell.arguments
-    run = run_pipeline(workers, replace(job, budget=budget, steps=3))
+    run = run_pipeline(workers, replace(job, budget=budget, steps=3, memory=True))
     machine = describe_machine(workers.placement)
     return [("steps", [step_record(schedule, job, run, identity=cell.key, machine=machine)])]
 

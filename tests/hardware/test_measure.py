@@ -242,6 +242,8 @@ def check_tables(folder):
     assert first["plan"]["schedule"] == "1f1b"
     assert {"0F", "1B", "0STEP"} <= first["op_seconds"].keys()
     Network.model_validate(first["mpsim_model"])
+    # weights of half of the stack, their gradients, and some activations
+    assert min(first["peak_bytes"]) > 2 * 4 * (16 * 16 + 16) * 4
     with (folder / "layers.csv").open() as file:
         row = next(csv.DictReader(file))
     Network.model_validate(json.loads(row["spec"]))

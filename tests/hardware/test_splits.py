@@ -1,9 +1,12 @@
 """Every split of the scenarios' networks gives the unsplit network's loss and gradients."""
 
+import doctest
+
 import pytest
 import torch
 
 from mpsim.errors import CalibrationError
+from mpsim.hardware import models, timing
 from mpsim.hardware.agreement import Agreement, check_pipeline, check_split
 from mpsim.hardware.models import (
     SMALL_CNN,
@@ -94,6 +97,13 @@ def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(5)
     assert torch.equal(first[0].weight, again[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
+
+
+@pytest.mark.parametrize("module", [models, timing], ids=lambda module: module.__name__)
+def test_examples_of_docstrings_hold(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_traced_layers_cannot_be_run():
