@@ -17,6 +17,7 @@ from .workers import Workers
 SHORT, LONG = 2, 8  # pairs of layers in a stage: two points of a line through the host times
 WIDTH = 4  # of layers whose arithmetic takes next to no time
 MICROBATCHES = 16
+SLOPED = ("F", "B", "I", "W", "STEP")  # actions whose host time grows with the layers of a stage
 
 
 def runtime_costs(workers: Workers, budget: float) -> dict[str, Timing]:
@@ -60,11 +61,11 @@ def _by_kind(run: PipelineRun) -> dict[str, Timing]:
 
 
 def _line(short: dict[str, Timing], long: dict[str, Timing]) -> dict[str, Timing]:
-    """Intercept and slope of host time over the pairs of layers; messages have none."""
+    """Intercept and slope of host time over the pairs of layers; messages have no slope."""
     found = {}
     for kind, low in short.items():
         slope = (long[kind].seconds - low.seconds) / (LONG - SHORT)
-        if "_" in kind or slope <= 0:
+        if kind not in SLOPED or slope <= 0:
             found[f"action_{kind}"] = low
             continue
         found[f"pair_{kind}"] = Timing(slope, low.spread, low.samples)
