@@ -88,7 +88,9 @@ def stage_memory(
         state.static["pipeline_buffers"] = buffers
     if "activations" in plan.offload:
         widest = max((_kept(layer) for layer in flat), default=0.0)
-        state.static["offload_buffers"] = state.static.get("offload_buffers", 0.0) + 2 * widest
+        whole = max((sum(map(_kept, chunk)) for chunk in chunks), default=0.0)
+        buffers = min(2 * widest, whole)  # no more than a microbatch would hold
+        state.static["offload_buffers"] = state.static.get("offload_buffers", 0.0) + buffers
     return StageMemory(
         state.static,
         tuple(chunk_memory(chunk, offloaded="activations" in plan.offload) for chunk in chunks),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mpsim.cost.offload import exposed, host_seconds, host_update
 from mpsim.cost.overlap import overlapped
 from mpsim.cost.passes import (
     UPDATE,
@@ -50,7 +51,13 @@ def stage_costs(stages: Sequence[Sequence[Layer]], machine: Machine) -> list[Sta
         machine: Cluster, plan, training, profile.
     """
     timed = layer_seconds((layer for stage in stages for layer in stage), machine)
-    return [_stage_cost(stage, timed, machine) for stage in stages]
+    names = [tuple(map(id, stage)) for stage in stages]
+    distinct = dict(zip(names, stages, strict=True))  # most stages hold the same layers
+    known = {
+        name: _offloaded(_stage_cost(stage, timed, machine), stage, machine)
+        for name, stage in distinct.items()
+    }
+    return [known[name] for name in names]
 
 
 def _stage_cost(
@@ -80,6 +87,22 @@ def _stage_cost(
         input_nbytes=layers[0].input_nbytes if layers else 0.0,
         weight_nbytes=_stored(dense + experts, machine),
         gradient_nbytes=gradient_nbytes(dense + experts, machine),
+    )
+
+
+def _offloaded(cost: StageCost, layers: Sequence[Layer], machine: Machine) -> StageCost:
+    """The cost with what passes between device and host."""
+    if not machine.plan.offload:
+        return cost
+    host, forward, backward = host_seconds(layers, machine), cost.forward, cost.backward_input
+    update = cost.update
+    if "optimizer" in machine.plan.offload:
+        update = host_update(host.update, _total(update), machine)
+    return replace(
+        cost,
+        forward=add(forward, exposed(host.forward, _total(forward), machine)),
+        backward_input=add(backward, exposed(host.backward, _total(backward), machine)),
+        update=update,
     )
 
 
