@@ -9,13 +9,13 @@ import numpy as np
 
 from mpsim.bounds import amdahl_causes, bubble_seconds, cut_volume
 from mpsim.cost.compiled import Compiled, compile_scenario, machine_of, op_times
-from mpsim.cost.estimate import sent_bytes
+from mpsim.cost.estimate import estimate, sent_bytes
 from mpsim.cost.exchanged import exchanged_nbytes
 from mpsim.cost.memory import stage_memory
 from mpsim.cost.passes import LAUNCH, UPDATE
 from mpsim.cost.stages import microbatch_seconds, stage_costs
 from mpsim.cost.work import Work
-from mpsim.engine import events, longest_path
+from mpsim.engine import events, longest_path, periodic
 from mpsim.engine.disturbance import sample
 from mpsim.engine.timeline import Timeline
 from mpsim.report import explain
@@ -29,6 +29,8 @@ from mpsim.report.metrics import (
     busy_seconds,
 )
 from mpsim.schedule.graph import OpGraph
+from mpsim.schedule.lowering import lower
+from mpsim.schedule.orders import make_order
 from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec
 from mpsim.spec.scenario import Scenario
@@ -70,8 +72,11 @@ def step_seconds(scenario: Scenario) -> float:
 def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
     """All numbers of a simulated step."""
     scenario, graph, work = compiled.scenario, compiled.graph, compiled.work
-    step = float(timeline.end.max())
-    causes = explain.waterfall(graph, work, step, run=longest_path.run)
+    step, steady = float(timeline.end.max()), _steady_step(compiled)
+    if steady is None:
+        causes = explain.waterfall(graph, work, step, run=longest_path.run)
+    else:
+        step, causes = steady, explain.steady_waterfall(graph, work, steady)
     one = one_device_seconds(scenario)
     return Report(
         scenario=scenario,
@@ -91,7 +96,29 @@ def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
         minimum_devices=minimum_devices(scenario),
         interval=_interval(compiled),
         notes=_notes(compiled),
+        steady_step=steady,
     )
+
+
+def _steady_step(compiled: Compiled) -> float | None:
+    """Seconds that a step's microbatches take in the steady state; None for flushed schedules.
+
+    The same pipeline over ever more microbatches settles into a period (max-plus algebra, see
+    ``engine/periodic.py``); its seconds per microbatch times those of a step.
+    """
+    order = compiled.order
+    if order is None or order.synchronous:
+        return None
+    plan, scenario = compiled.scenario.plan, compiled.scenario
+
+    def longer(microbatches: int) -> tuple[OpGraph, Work]:
+        order = make_order(plan.schedule, num_devices=plan.pipeline, num_microbatches=microbatches)
+        graph = lower(order, p2p=plan.p2p, step=False, barrier=False)
+        return graph, estimate(graph, compiled.costs, compiled.machine)
+
+    run = periodic.run(longer, 10**6)
+    update = max(sum(cost.update.values()) for cost in compiled.costs)
+    return run.seconds_per_microbatch * scenario.microbatches + update
 
 
 def one_device_seconds(scenario: Scenario) -> float:
@@ -222,13 +249,12 @@ def _cut_formula(compiled: Compiled) -> float:
         model = costs[0]
         once = model.input_nbytes + model.weight_nbytes + model.gradient_nbytes
         return (scenario.plan.data - 1) * (once + 2 * model.output_nbytes)
-    of_stage = {stage: device for device, held in enumerate(compiled.held) for stage in held}
-    cuts = [
-        cost.output_nbytes / scenario.training.microbatch
+    place = compiled.order.placement  # (num_stages, num_microbatches)
+    micro, crossed = scenario.training.microbatch, place[:-1] != place[1:]
+    return sum(
+        cut_volume([cost.output_nbytes / micro], micro * int(crossed[stage].sum()))
         for stage, cost in enumerate(costs[:-1])
-        if of_stage.get(stage) != of_stage.get(stage + 1)
-    ]
-    return cut_volume(cuts, scenario.training.global_batch / scenario.plan.data)
+    )
 
 
 def _utilisation(scenario: Scenario, step: float) -> Utilisation | None:

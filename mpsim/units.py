@@ -79,17 +79,17 @@ def parse(text: str, unit: str) -> float:
 
 
 def _scaled(value: float, steps: tuple[tuple[float, str], ...], digits: int) -> str:
-    """The value in the largest unit of ``steps`` (descending) that does not exceed it."""
+    """The value in the largest unit of ``steps`` (descending) that it reaches once rounded.
+
+    The rounded value chooses the unit, so that 999.96 ms prints as 1 s; the value itself is
+    printed, so that nothing is rounded twice.
+    """
+    rounded = abs(float(f"{value:.{digits}g}"))
     for scale, name in steps:
-        if abs(value) >= scale:
+        if rounded >= scale:
             return f"{value / scale:.{digits}g} {name}"
     scale, name = steps[-1]
     return f"{value / scale:.{digits}g} {name}"
-
-
-def _rounded(value: float, digits: int) -> float:
-    """The value rounded to significant digits, so that 999.96 ms prints as 1 s."""
-    return float(f"{value:.{digits}g}")
 
 
 def format_seconds(value: float, digits: int = 3) -> str:
@@ -102,7 +102,6 @@ def format_seconds(value: float, digits: int = 3) -> str:
         return "0 s"
     steps = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
     small = ((1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
-    value = _rounded(value, digits)
     return _scaled(value, (*(steps if abs(value) >= 120 else steps[3:]), *small), digits)
 
 
@@ -125,5 +124,4 @@ def format_si(value: float, unit: str, digits: int = 3) -> str:
     ('312 TFLOP/s', '175 G')
     """
     steps = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-    value = _rounded(value, digits)
     return _scaled(value, tuple((scale, prefix + unit) for scale, prefix in steps), digits).rstrip()

@@ -280,3 +280,41 @@ def test_the_memory_wall_of_gpt3_by_hand():
     # twice that with gradients, four times with Adam's two numbers
     wall = simulate(load("gpt3_fp32.yaml"), engine="fast").minimum_devices
     assert wall == {"weights": 9, "SGD": 17, "Adam": 34}
+
+
+def test_asynchronous_schedules_are_told_in_their_steady_state(small):
+    # never flushed: the slowest stage sets the pace (closed form A6 without hops), nothing bubbles
+    fields = {"training.global_batch": 32, "cluster.node.link.bandwidth": "1e6 TB/s"}
+    fields |= {"cluster.node.link.latency": "0 s", "plan.schedule": "pipedream_2bw"}
+    report, flushed = simulate(small(fields)), simulate(small({**fields, "plan.schedule": "1f1b"}))
+    passes = np.isin(report.graph.kind, (Kind.F, Kind.B))
+    slowest = max(
+        float(report.work.seconds[passes & (report.graph.device == device)].sum())
+        for device in range(4)
+    )
+    update = max(float(report.work.seconds[report.graph.kind == Kind.STEP].max()), 0.0)
+    assert report.step_time == pytest.approx(slowest + update, rel=1e-9)
+    assert report.step_time < flushed.step_time
+    assert "bubble" not in report.waterfall
+    assert sum(report.waterfall.values()) == pytest.approx(report.step_time, rel=1e-12)
+
+
+def test_pipedream_updates_after_every_microbatch_and_keeps_versions(small):
+    two, every = (
+        simulate(small({"plan.schedule": name})) for name in ("pipedream_2bw", "pipedream")
+    )
+    assert every.waterfall["update"] > two.waterfall["update"]
+    weights = [report.devices[0].memory.components["parameters"][0] for report in (two, every)]
+    # four versions on the first of four devices, two with double buffering
+    assert weights[1] == 2 * weights[0]
+
+
+def test_the_span_leaves_out_filling_and_update(small):
+    report = simulate(small({"plan.schedule": "zb_h2", "training.global_batch": 32}))
+    assert report.span < report.makespan == report.step_time
+
+
+def test_zb_auto_stays_below_what_fits(small):
+    free = simulate(small({"plan.schedule": "zb_auto", "training.global_batch": 64}))
+    tight = {"plan.schedule": "zb_auto", "training.global_batch": 64, "plan.memory_limit": 4}
+    assert simulate(small(tight)).peak_memory < free.peak_memory

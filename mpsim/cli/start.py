@@ -27,7 +27,7 @@ plan:                     # tensor x pipeline x data (x context) must equal the 
   tensor: 2
   pipeline: 2
   data: 2
-  schedule: 1f1b          # `mpsim schedule --list`
+  schedule: 1f1b          # `mpsim schedule --compare all` ranks them
   recompute: none         # none, selective, full
   zero: 1                 # 0 replicated, 1 optimizer, 2 and gradients, 3 and parameters sharded
 

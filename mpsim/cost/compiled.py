@@ -13,7 +13,8 @@ import numpy as np
 from mpsim.cost.clock import with_sustained_clock
 from mpsim.cost.derived import profile_of
 from mpsim.cost.estimate import estimate
-from mpsim.cost.passes import Machine, layer_seconds
+from mpsim.cost.memory import stage_memory
+from mpsim.cost.passes import Machine, add, layer_seconds
 from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs
 from mpsim.cost.topology import link_between
 from mpsim.cost.work import Work
@@ -93,7 +94,9 @@ def compile_scenario(scenario: Scenario) -> Compiled:
         return _replicated_by_one_process(scenario, machine)
     stages = stages_of(scenario, machine)
     costs = tuple(stage_costs(stages, machine))
-    order = scheduled(scenario, costs, machine)
+    if scenario.plan.schedule == "pipedream":
+        costs = tuple(_updated_each_time(cost) for cost in costs)
+    order = scheduled(scenario, costs, stages=stages, machine=machine)
     graph = _lowered(order, scenario, stages=stages, machine=machine)
     work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)
@@ -130,7 +133,13 @@ def _replicated_by_one_process(scenario: Scenario, machine: Machine) -> Compiled
     return Compiled(scenario, machine, stages, costs, None, graph, work)
 
 
-def scheduled(scenario: Scenario, costs: Sequence[StageCost], machine: Machine) -> Order:
+def scheduled(
+    scenario: Scenario,
+    costs: Sequence[StageCost],
+    *,
+    stages: Sequence[Sequence[Layer]],
+    machine: Machine,
+) -> Order:
     """The order that the plan names, or that its CSV file holds."""
     plan = scenario.plan
     if plan.schedule.endswith(".csv"):
@@ -147,7 +156,7 @@ def scheduled(scenario: Scenario, costs: Sequence[StageCost], machine: Machine) 
         num_slices=plan.slices,
         drain=plan.drain,
         times=replace(op_times(costs), hop=_hop(costs, machine)),
-        memory_limit=plan.memory_limit,
+        memory_limit=plan.memory_limit or _memory_limit(scenario, stages, machine),
         freed_at_input=1.0 if plan.release == "input" else 0.0,
     )
 
@@ -169,6 +178,31 @@ def _order_of_file(scenario: Scenario) -> Order:
         if have != want:
             raise ScenarioError("plan.schedule", f"{path} has {have} {what}, the plan has {want}")
     return order
+
+
+def _updated_each_time(cost: StageCost) -> StageCost:
+    """A stage that is updated after every backward, as PipeDream does."""
+    return replace(cost, backward_weight=add(cost.backward_weight, cost.update), update={})
+
+
+def _memory_limit(
+    scenario: Scenario, stages: Sequence[Sequence[Layer]], machine: Machine
+) -> float | None:
+    """Activations, in microbatches of a stage, that fit beside all else on the fullest device."""
+    if not SCHEDULES[scenario.plan.schedule].searched or scenario.plan.chunks > 1:
+        return None
+    capacity, found = scenario.cluster.device.memory, []
+    for stage in stages:
+        memory = stage_memory(
+            [stage], scenario.plan, scenario.training, context=scenario.cluster.device.reserved
+        )
+        chunk = memory.chunks[0]
+        room = (capacity - sum(memory.outside.values())) / (1 + memory.fragmentation)
+        room -= memory.static_nbytes + max(chunk.forward_transient, chunk.backward_transient)
+        found.append(room / chunk.nbytes if chunk.nbytes else float("inf"))
+    most = min(found)
+    # a pipeline of p devices needs p in flight to run at all well: less is left to the fit check
+    return max(most, float(machine.plan.pipeline)) if most < scenario.microbatches else None
 
 
 def _hop(costs: Sequence[StageCost], machine: Machine) -> float:

@@ -127,6 +127,9 @@ def run(build: Build, num_microbatches: int, *, window: int = 256, unit: int = 1
             break
         first = _table(build, size)
         period = _period(first, unit)
+        if period:
+            # ops up to p microbatches apart wait for each other: head and tail must not meet
+            period *= -(-first.timeline.graph.num_devices // period)
         found = period and _extrapolate(build, first, period=period, total=num_microbatches)
         if found:
             return found

@@ -68,6 +68,22 @@ def waterfall(graph: OpGraph, work: Work, step: float, *, run: Engine) -> dict[s
     return {cause: seconds for cause, seconds in found.items() if abs(seconds) > 1e-12 * step}
 
 
+def steady_waterfall(graph: OpGraph, work: Work, step: float) -> dict[str, float]:
+    """Seconds of a step in the steady state of an asynchronous schedule, by cause.
+
+    Nothing is flushed, so there is no bubble: what the mean device does not compute or exchange, it
+    waits for the slowest stage and for round trips.
+    """
+    on_compute = np.isin(graph.kind, COMPUTE_KINDS)
+    found = {
+        part: float(seconds[on_compute].sum()) / graph.num_devices
+        for part, seconds in work.parts.items()
+        if seconds[on_compute].any()
+    }
+    found["waiting"] = step - sum(found.values())
+    return {cause: seconds for cause, seconds in found.items() if abs(seconds) > 1e-12 * step}
+
+
 def _makespan(timeline: Timeline) -> float:
     """End of the last op, s."""
     return float(timeline.end.max())

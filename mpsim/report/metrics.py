@@ -110,22 +110,37 @@ class Report:
     utilisation: Utilisation | None
     minimum_devices: Mapping[str, int]  # the memory wall: what must fit → devices at the least
     interval: tuple[float, float] | None = None  # s, 90 % of the samples
+    steady_step: float | None = None  # s of a step in the steady state, asynchronous schedules
     notes: tuple[str, ...] = ()
 
-    @cached_property
-    def step_time(self) -> float:
-        """Seconds of one step: the end of the last op."""
+    @property
+    def makespan(self) -> float:
+        """Seconds of the timeline: the end of its last op."""
         return float(self.timeline.end.max())
+
+    @property
+    def step_time(self) -> float:
+        """Seconds of one step.
+
+        The makespan, or, of an asynchronous schedule that is never flushed, its microbatches in
+        the steady state.
+        """
+        return self.makespan if self.steady_step is None else self.steady_step
 
     @cached_property
     def span(self) -> float:
-        """Longest time from a device's first op to its last, s."""
+        """Longest time from the begin of a device's first pass to the end of its last, s.
+
+        Schedules "without a bubble" are without one in the span only: it leaves out filling the
+        pipeline, and the update.
+        """
+        passes = np.isin(self.graph.kind, COMPUTE_KINDS[:4])
         ends = [
             float(self.timeline.end[ops].max() - self.timeline.begin[ops].min())
             for device in range(self.graph.num_devices)
-            if len(ops := np.flatnonzero(self.graph.device == device))
+            if len(ops := np.flatnonzero(passes & (self.graph.device == device)))
         ]
-        return max(ends)
+        return max(ends, default=0.0)
 
     @property
     def device_names(self) -> tuple[str, ...]:

@@ -163,3 +163,16 @@ def test_an_op_that_does_not_exist_has_no_times():
     long = periodic.run(builder("1f1b", *random_table(0, dyadic=True)), 2000)
     with pytest.raises(KeyError, match="no W of stage 0"):
         long.begin(Kind.W, 0, 0)
+
+
+@pytest.mark.parametrize("heaviest", range(DEVICES))
+def test_one_heavy_stage_is_periodic_wherever_it_stands(heaviest):
+    # a bottleneck that waits for nobody repeats with every microbatch, while the others look
+    # several microbatches ahead
+    table = np.array([[0.00605, 0.0198, 0.01, 0.01]] * (2 * DEVICES))
+    table[heaviest] *= 1.107
+    build = builder("1f1b", table, 1.9e-6)
+    long = periodic.run(build, 4000, window=64)
+    graph, work = build(4000)
+    assert long.is_extrapolated
+    assert long.makespan == pytest.approx(longest_path.run(graph, work).makespan, rel=1e-12)
