@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from mpsim.cost.work import Floats
 from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.profile import LinkFit, Profile
+from mpsim.spec.zoo import load_entry, names
 from mpsim.workload.layers import Exchange, Kernel, Layer
 
 COMPUTE, LAUNCH, UPDATE = "compute", "launch", "update"
@@ -68,12 +70,16 @@ class Machine:
         )
 
     def _link_fit(self) -> LinkFit | None:
-        """Fitted factors, where the cluster's link is the one that they were fitted on."""
-        fit = self.profile.link
-        if fit is None or self.cluster.node.link.kind == "loopback":
+        """Fitted factors, where the cluster's link is of the kind that they were fitted on.
+
+        Whatever its bandwidth and latency, lest a better link be timed by other means and come out
+        slower.
+        """
+        fit, link = self.profile.link, self.cluster.node.link
+        if fit is None or link.kind == "loopback":
             return fit
-        same = abs(self.cluster.node.link.bandwidth / fit.bandwidth - 1) < 0.25
-        return fit if same else None
+        known = _technology(fit.link)
+        return fit if known in (None, (link.kind, link.switched)) else None
 
     @property
     def host_seconds_per_launch(self) -> float:
@@ -110,6 +116,15 @@ class Machine:
         """
         plan = self.plan
         return plan.zero == 3 and plan.pipeline == 1 and plan.data * plan.context > 1
+
+
+@cache
+def _technology(name: str) -> tuple[str, bool] | None:
+    """Kind of a link of the zoo, and whether it is switched; None for a link of the user's own."""
+    if name not in names("links"):
+        return None
+    entry = load_entry("links", name)
+    return entry.get("kind", "network"), entry.get("switched", True)
 
 
 def _flat_ring_seconds(op: str, nbytes: Floats, size: int, link: LinkSpec) -> Floats:
