@@ -1,0 +1,304 @@
+"""What a search may choose: the fields of a plan that a file leaves open, and their options."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationError
+
+from mpsim.errors import ScenarioError, ScenarioErrors, did_you_mean
+from mpsim.schedule.orders import SCHEDULES
+from mpsim.spec.model import Transformer
+from mpsim.spec.quantities import Declaration
+from mpsim.spec.reader import build, declared, find, parse_overrides, read_tree
+from mpsim.spec.scenario import Scenario
+
+_RANGE = re.compile(r"\s*(\d+)\s*\.\.\s*(\d+)\s*")
+_MOST_OPTIONS = 65_536
+"""Values of a range; a search over more devices than this on one axis is a slip of the pen."""
+_FEWEST_TOKENS = 128
+"""Tokens that ``auto`` leaves on each device of a context group: attention kernels work on blocks
+of 128 queries (Dao, arXiv:2307.08691, section 3.3)."""
+_MOST_MICROBATCH = 32
+"""Largest microbatch that ``auto`` tries."""
+_CHUNKS = (1, 2, 3, 4, 6, 8, 12)
+"""Chunks that ``auto`` tries."""
+
+AUTO_SCHEDULES = (
+    *("1f1b", "gpipe", "interleaved_1f1b", "looped_bfs", "zb_h1", "zb_h2", "interleaved_zb"),
+    *("zb_v", "dualpipe", "dualpipe_v", "chimera"),
+)
+"""Schedules that ``auto`` tries: synchronous, on whole sequences, and built by formula. Those that
+are searched themselves (zb_auto, v_half, hanayo, …) take up to a second: name them in a list."""
+
+
+def _options(value: Any) -> Any:  # noqa: ANN401  (whatever stands in the YAML)
+    """A tuple of options from a value, a list, or a range; ``auto`` stays what it is."""
+    if value == "auto":
+        return value
+    if isinstance(value, str) and (found := _RANGE.fullmatch(value)):
+        low, high = map(int, found.groups())
+        if high < low:
+            raise ValueError(f"the range {value} is empty")
+        if high - low >= _MOST_OPTIONS:
+            raise ValueError(f"the range {value} has more than {_MOST_OPTIONS} values")
+        return tuple(range(low, high + 1))
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("an empty list leaves no option")
+        return tuple(item for entry in value for item in _single(entry))
+    return (value,)
+
+
+def _single(entry: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """An entry of a list: a value, or a range that is written out."""
+    found = _options(entry) if isinstance(entry, str) and entry != "auto" else (entry,)
+    return tuple(found)
+
+
+def _partition_options(value: Any) -> Any:  # noqa: ANN401
+    """As ``_options``; a list of counts is one option."""
+    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+        return (tuple(value),)
+    if isinstance(value, list):
+        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    return _options(value)
+
+
+Auto = Literal["auto"]
+Numbers = Annotated[tuple[int, ...] | Auto, BeforeValidator(_options)]
+Flags = Annotated[tuple[bool, ...] | Auto, BeforeValidator(_options)]
+Names = Annotated[tuple[str, ...] | Auto, BeforeValidator(_options)]
+Recompute = Annotated[
+    tuple[Literal["none", "selective", "full"], ...] | Auto, BeforeValidator(_options)
+]
+How = Literal["layers", "parameters", "time"] | tuple[int, ...]
+
+
+class SearchSpace(Declaration):
+    """Options of each field that a search chooses; each a value, a list, ``a..b`` or ``auto``."""
+
+    tensor: Numbers = "auto"
+    """Tensor degrees."""
+    pipeline: Numbers = "auto"
+    """Pipeline degrees."""
+    data: Numbers = "auto"
+    """Replicas; auto: what the other degrees leave of the devices."""
+    context: Numbers = "auto"
+    """Context degrees; auto: those that leave 128 tokens on each device."""
+    expert: Numbers = "auto"
+    """Expert degrees."""
+    sequence_parallel: Flags = "auto"
+    """Whether norms are cut along the sequence; auto: both, where tensor > 1."""
+    microbatch: Numbers = "auto"
+    """Samples of a microbatch (``training.microbatch``); auto: powers of two up to 32."""
+    recompute: Recompute = "auto"
+    """Recomputation."""
+    zero: Numbers = "auto"
+    """Sharding of replicas."""
+    schedule: Names = "auto"
+    """Schedules; auto: those built by formula."""
+    chunks: Numbers = "auto"
+    """Stages on each device; auto: 1, 2, 3, 4, 6, 8 and 12."""
+    partition: Annotated[tuple[How, ...] | Auto, BeforeValidator(_partition_options)] = "auto"
+    """How layers are dealt to stages."""
+
+
+AXES = tuple(SearchSpace.model_fields)
+"""Names of the fields that can be searched."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A scenario whose plan is open. ``base`` has the real cluster and a plan of degrees 1."""
+
+    base: Scenario
+    space: SearchSpace
+    named: Mapping[str, Any]  # plan of the file where nothing was open; else empty
+
+    @property
+    def devices(self) -> int:
+        """Devices of the cluster."""
+        return self.base.cluster.devices
+
+    def options(self, axis: str) -> tuple[Any, ...]:
+        """The options of an axis, ``auto`` written out."""
+        given = getattr(self.space, axis)
+        return given if given != "auto" else _AUTO[axis](self)
+
+    def with_nodes(self, nodes: int) -> Problem:
+        """The same problem on another number of nodes."""
+        cluster = self.base.cluster.model_copy(update={"nodes": nodes})
+        base = self.base.model_copy(update={"cluster": cluster})
+        return Problem(base, self.space, self.named)
+
+
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(n for n in range(1, number + 1) if number % n == 0)
+
+
+def _tensor(problem: Problem) -> tuple[int, ...]:
+    model = problem.base.model
+    if not isinstance(model, Transformer):
+        return (1,)
+    return tuple(n for n in _divisors(problem.devices) if model.heads % n == 0)
+
+
+def _pipeline(problem: Problem) -> tuple[int, ...]:
+    most = problem.base.layer_count
+    return tuple(n for n in _divisors(problem.devices) if n <= most)
+
+
+def _context(problem: Problem) -> tuple[int, ...]:
+    length = problem.base.training.sequence
+    if not isinstance(problem.base.model, Transformer):
+        return (1,)
+    return tuple(
+        n
+        for n in _divisors(problem.devices)
+        if length % n == 0 and (n == 1 or length // n >= _FEWEST_TOKENS)
+    )
+
+
+def _expert(problem: Problem) -> tuple[int, ...]:
+    model = problem.base.model
+    experts = model.experts if isinstance(model, Transformer) else None
+    return _divisors(experts.count) if experts else (1,)
+
+
+def _microbatch(problem: Problem) -> tuple[int, ...]:
+    batch = problem.base.training.global_batch
+    powers = itertools.takewhile(lambda n: n <= _MOST_MICROBATCH, (2**k for k in range(32)))
+    return tuple(n for n in powers if batch % n == 0)
+
+
+def _chunks(problem: Problem) -> tuple[int, ...]:
+    return tuple(n for n in _CHUNKS if n <= max(problem.base.layer_count, 1))
+
+
+_AUTO = {
+    "tensor": _tensor,
+    "pipeline": _pipeline,
+    "data": lambda problem: _divisors(problem.devices),
+    "context": _context,
+    "expert": _expert,
+    "sequence_parallel": lambda problem: (False, True),
+    "microbatch": _microbatch,
+    "recompute": lambda problem: ("none", "selective", "full"),
+    "zero": lambda problem: (0, 1, 2, 3),
+    "schedule": lambda problem: AUTO_SCHEDULES,
+    "chunks": _chunks,
+    "partition": lambda problem: ("layers", "parameters", "time"),
+}
+"""What ``auto`` means, by axis."""
+
+
+def load_problem(path: str | Path, overrides: Mapping[str, Any] | list[str] = ()) -> Problem:  # type: ignore[assignment]
+    """The search problem of a file.
+
+    Fields of the plan that are a range, a list or ``auto`` are open; where any is open, the others
+    keep the value given, or their default, and ``data`` takes what is left. ``plan: auto``, or a
+    plan in which nothing is open, opens every axis.
+
+    Raises:
+        ScenarioError: If the file or what it says cannot be meant.
+    """
+    return problem_of(declared(read_tree(find(path)), parse_overrides(overrides)))
+
+
+def problem_of(tree: Mapping[str, Any]) -> Problem:
+    """The search problem of a mapping whose zoo names are written out."""
+    tree = {key: value for key, value in tree.items() if key != "variants"}
+    plan = tree.get("plan") or {}
+    everything = plan == "auto"
+    if everything:
+        plan = {}
+    if not isinstance(plan, dict):
+        raise ScenarioError("plan", f"is a mapping, or 'auto', not {plan!r}")
+    training = tree.get("training")
+    training = dict(training) if isinstance(training, dict) else {}
+    given = {axis: plan[axis] for axis in AXES if axis in plan}
+    if "microbatch" in training:
+        given["microbatch"] = training.pop("microbatch")
+    options = _space(given)
+    anything = any(_is_open(value, axis) for axis, value in given.items())
+    if everything:
+        space = options
+    else:
+        space = options.model_copy(update=_closed(given)) if anything else SearchSpace()
+    for name in space.schedule if space.schedule != "auto" else ():
+        if name not in SCHEDULES:
+            hint = did_you_mean(name, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
+            raise ScenarioError("plan.schedule", f"no schedule '{name}'{hint}")
+    rest = {field: value for field, value in plan.items() if field not in AXES}
+    base = _base(tree, rest, training)
+    return Problem(base, space, {} if anything or everything else given)
+
+
+def _space(given: Mapping[str, Any]) -> SearchSpace:
+    try:
+        return SearchSpace.model_validate(dict(given))
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False, include_context=False):
+            axis = str(item["loc"][0])
+            where = f"training.{axis}" if axis == "microbatch" else f"plan.{axis}"
+            what = item["msg"].removeprefix("Value error, ")
+            if "auto" in item["loc"] or item["type"] == "literal_error":
+                what = "write a value, a list, a range such as 1..64, or auto"
+            problems.append(ScenarioError(where, what))
+        unique = {str(problem): problem for problem in problems}
+        raise ScenarioErrors(list(unique.values())) from None
+
+
+def _is_open(value: Any, axis: str) -> bool:  # noqa: ANN401
+    """Whether a value leaves a choice."""
+    if axis == "partition" and isinstance(value, list):
+        return not all(isinstance(item, int) for item in value)
+    return isinstance(value, list) or (
+        isinstance(value, str) and (value == "auto" or bool(_RANGE.fullmatch(value)))
+    )
+
+
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("tensor", "pipeline", "context", "expert", "microbatch", "chunks"), (1,)),
+    "sequence_parallel": (False,),
+    "recompute": ("none",),
+    "zero": (0,),
+    "schedule": ("1f1b",),
+    "partition": ("layers",),
+}
+"""Options of a field that a file with open fields does not name: the default of ``PlanSpec``."""
+
+
+def _closed(given: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {axis: value for axis, value in _DEFAULTS.items() if axis not in given}
+
+
+def _base(
+    tree: Mapping[str, Any], plan: Mapping[str, Any], training: Mapping[str, Any]
+) -> Scenario:
+    """The scenario with a plan of degrees 1 and the cluster as it is.
+
+    Checks across models are made on one device; the real counts of nodes and devices are checked
+    by themselves and put in afterwards.
+    """
+    alone = {"cluster.nodes": 1, "cluster.node.devices": 1}
+    lone = build({**tree, "plan": dict(plan), "training": dict(training)}, alone)
+    cluster = tree.get("cluster")
+    counts = {} if not isinstance(cluster, dict) else cluster
+    node = counts.get("node") if isinstance(counts.get("node"), dict) else {}
+    real = lone.cluster.model_dump(mode="json") | {"nodes": counts.get("nodes", 1)}
+    real["node"] = real["node"] | {"devices": (node or {}).get("devices", 8)}
+    try:
+        whole = type(lone.cluster).model_validate(real)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(["cluster", *map(str, first["loc"])])
+        raise ScenarioError(where, first["msg"].removeprefix("Value error, ")) from None
+    return lone.model_copy(update={"cluster": whole})
