@@ -11,6 +11,7 @@ import click
 import numpy as np
 from rich.progress import Progress
 
+from mpsim.schedule.compiled import warm
 from mpsim.spec.reader import load_variants, to_yaml
 from mpsim.validation.random_scenarios import random_scenario
 from mpsim.validation.rules import RULES, Violation, broken
@@ -57,7 +58,7 @@ def _random(scenarios: int, seed: int) -> Iterator[Violation]:
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     with (
         Progress(transient=True) as progress,
-        ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool,
+        ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=warm) as pool,
     ):
         task = progress.add_task("verifying", total=scenarios)
         for (_, _, size), found in zip(batches, pool.map(_batch, batches), strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 THRESHOLD = 50_000
@@ -19,6 +20,15 @@ THRESHOLD = 50_000
 def pays(num_ops: int) -> bool:
     """Whether to run the compiled loops: for many ops, or when numba is loaded anyway."""
     return num_ops >= THRESHOLD or "numba" in sys.modules
+
+
+def warm() -> None:
+    """Load numba, so that every graph from now on is swept by compiled loops.
+
+    For a process that will predict many scenarios: 0.5 s once, then a graph of 12,000 ops takes
+    1 ms instead of 15.
+    """
+    import_module("numba")
 
 
 @cache
