@@ -60,16 +60,10 @@ def _slices(graph: OpGraph) -> int:
 
 def _of_device(updates: Sequence[Parts], graph: OpGraph) -> list[Parts]:
     """Updates of all stages of each device, at the index of the stage that its update names."""
-    held: dict[int, set[int]] = {}
-    compute = np.flatnonzero(np.isin(graph.kind, (Kind.F, Kind.B, Kind.I)))
-    for device, stage in set(
-        zip(graph.device[compute].tolist(), graph.stage[compute].tolist(), strict=True)
-    ):
-        held.setdefault(device, set()).add(stage)
-    table: list[Parts] = [{} for _ in range(graph.num_devices)]
-    for device, stages in held.items():
-        table[device] = add(*(updates[stage] for stage in sorted(stages)))
-    return table
+    forward = graph.kind == Kind.F
+    place = np.zeros((graph.num_devices, graph.num_stages), np.bool_)
+    place[graph.device[forward], graph.stage[forward]] = True
+    return [add(*(updates[stage] for stage in np.flatnonzero(row).tolist())) for row in place]
 
 
 def _fill(

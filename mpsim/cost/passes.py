@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mpsim.cost.work import Floats
 from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.profile import LinkFit, Profile
+from mpsim.spec.workers import Workers
 from mpsim.spec.zoo import load_entry, names
 from mpsim.workload.layers import Exchange, Kernel, Layer
 
@@ -41,8 +42,16 @@ class Machine:
     network_fit: LinkFit | None = None
 
     def exchange_seconds(self, op: str, axis: str, nbytes: float) -> float:
-        """Seconds of a collective along an axis of the plan."""
-        return float(self.exchange_array(op, axis, np.asarray(nbytes, float)))
+        """Seconds of a collective along an axis of the plan; equal ones are timed once."""
+        key = (op, axis, nbytes)
+        if key not in self._timed:
+            self._timed[key] = float(self.exchange_array(op, axis, np.asarray(nbytes, float)))
+        return self._timed[key]
+
+    @cached_property
+    def _timed(self) -> dict[tuple[str, str, float], float]:
+        """Exchanges timed already."""
+        return {}
 
     def exchange_array(self, op: str, axis: str, nbytes: Floats) -> Floats:
         """Seconds of collectives along an axis of the plan, of the shape of ``nbytes``.
@@ -63,13 +72,13 @@ class Machine:
             nbytes,
             group=group.inside,
             link=link,
-            fit=None if node.shared_uplink else self._link_fit(),
+            fit=None if node.shared_uplink else self.link_fit(),
             nodes=group.nodes,
             network=self.cluster.network,
             network_fit=self.network_fit,
         )
 
-    def _link_fit(self) -> LinkFit | None:
+    def link_fit(self) -> LinkFit | None:
         """Fitted factors, where the cluster's link is of the kind that they were fitted on.
 
         Whatever its bandwidth and latency, lest a better link be timed by other means and come out
@@ -106,6 +115,13 @@ class Machine:
     def software(self) -> Software:
         """What the training software adds to kernel times."""
         return SOFTWARE[self.training.framework]
+
+    @property
+    def workers(self) -> Workers | None:
+        """Measured workers, where the profile has them and the plan is a pipeline alone."""
+        plan = self.plan
+        alone = plan.devices == plan.pipeline and plan.data_parallel == "ddp"
+        return self.profile.workers if alone else None
 
     @property
     def gathers_each_pass(self) -> bool:
