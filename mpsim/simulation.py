@@ -19,6 +19,7 @@ from mpsim.engine import events, longest_path, periodic
 from mpsim.engine.disturbance import sample
 from mpsim.engine.timeline import Timeline
 from mpsim.report import explain
+from mpsim.report.interval import on_workers, step_interval, worker_notes
 from mpsim.report.memory import memory_use
 from mpsim.report.metrics import (
     Amdahl,
@@ -33,6 +34,7 @@ from mpsim.schedule.lowering import lower
 from mpsim.schedule.orders import make_order
 from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec
+from mpsim.spec.profile import Profile
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.build import build_layers
 from mpsim.workload.flops import model_flops
@@ -45,12 +47,16 @@ ENGINES: dict[str, Callable[[OpGraph, Work], Timeline]] = {
 }
 
 
-def simulate(scenario: Scenario, *, engine: str = "events") -> Report:
+def simulate(
+    scenario: Scenario, *, engine: str = "events", profile: Profile | None = None
+) -> Report:
     """Simulate one step of a scenario.
 
     Args:
         scenario: As :func:`mpsim.load` gives it.
         engine: ``events`` (SimPy; links are shared) or ``fast`` (longest path).
+        profile: Fitted parameters in place of those of the scenario's device; with measured
+            workers, they also take the place of the cluster.
 
     Returns:
         The report; whether it fits is in ``report.fits``.
@@ -58,7 +64,8 @@ def simulate(scenario: Scenario, *, engine: str = "events") -> Report:
     Raises:
         ScenarioError, ScheduleError: If the plan cannot be carried out.
     """
-    compiled = compile_scenario(scenario)
+    placed = on_workers(scenario, profile) if profile else scenario
+    compiled = compile_scenario(placed, profile)
     timeline = ENGINES[engine](compiled.graph, compiled.work)
     return _report(compiled, timeline, engine)
 
@@ -77,7 +84,7 @@ def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
         causes = explain.waterfall(graph, work, step, run=longest_path.run)
     else:
         step, causes = steady, explain.steady_waterfall(graph, work, steady)
-    one = one_device_seconds(scenario)
+    one = one_device_seconds(scenario, compiled.machine.profile)
     return Report(
         scenario=scenario,
         order=compiled.order,
@@ -121,7 +128,7 @@ def _steady_step(compiled: Compiled) -> float | None:
     return run.seconds_per_microbatch * scenario.microbatches + update
 
 
-def one_device_seconds(scenario: Scenario) -> float:
+def one_device_seconds(scenario: Scenario, profile: Profile | None = None) -> float:
     """Seconds of the step on one imaginary device, large enough for the whole model.
 
     The same microbatches, one after the other, without exchanges or transfers, and one update.
@@ -133,7 +140,7 @@ def one_device_seconds(scenario: Scenario) -> float:
         fused=scenario.plan.fused,
         schedule="naive",
     )
-    machine = replace(machine_of(scenario), plan=alone)
+    machine = replace(machine_of(scenario, profile), plan=alone)
     layers = build_layers(scenario.model, alone, scenario.training)
     cost = stage_costs([layers], machine)[0]
     microbatches = scenario.training.global_batch // scenario.training.microbatch
@@ -291,7 +298,9 @@ def minimum_devices(scenario: Scenario) -> dict[str, int]:
 
 
 def _interval(compiled: Compiled) -> tuple[float, float] | None:
-    """The middle 90 % of the step over samples of the declared jitter."""
+    """The middle 90 % of the step: of measured workers, or over samples of the declared jitter."""
+    if compiled.machine.workers is not None:
+        return step_interval(compiled).bounds
     chance = compiled.scenario.disturbance
     if chance.jitter == 0:
         return None
@@ -355,4 +364,6 @@ def _notes(compiled: Compiled) -> tuple[str, ...]:
             "one replica is simulated; its tensor, data and context peers run alike, at the same "
             "time"
         )
+    if profile.workers is not None:
+        notes += worker_notes(compiled)
     return tuple(notes)

@@ -16,6 +16,7 @@ from mpsim.report import text
 from mpsim.report.metrics import Report
 from mpsim.report.record import record
 from mpsim.simulation import simulate
+from mpsim.spec.profile import load_profile
 from mpsim.spec.reader import load_variants
 
 
@@ -33,6 +34,11 @@ from mpsim.spec.reader import load_variants
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the timeline (svg, png, pdf).")
 @click.option("--memory-plot", type=click.Path(path_type=Path), help="Write memory over time.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write all of these into a folder.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Profile of the zoo or a YAML file that mpsim calibrate wrote, in place of the device's.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples.")
 @click.option(
     "--engine",
@@ -50,6 +56,7 @@ def scenario(
     plot: Path | None,
     memory_plot: Path | None,
     out: Path | None,
+    profile: str | None,
     seed: int | None,
     engine: str,
 ) -> None:
@@ -60,8 +67,10 @@ def scenario(
     """
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
+    fitted = load_profile(profile) if profile else None
     reports = [
-        [simulate(one, engine=engine) for one in load_variants(file, overrides)] for file in files
+        [simulate(one, engine=engine, profile=fitted) for one in load_variants(file, overrides)]
+        for file in files
     ]
     flat = [report for group in reports for report in group]
     _write(flat, trace=trace, plot=plot, memory_plot=memory_plot)

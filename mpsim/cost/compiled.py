@@ -14,10 +14,11 @@ from mpsim.cost.clock import with_sustained_clock
 from mpsim.cost.derived import profile_of
 from mpsim.cost.estimate import estimate
 from mpsim.cost.memory import stage_memory
-from mpsim.cost.passes import Machine, add, layer_seconds
-from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs
+from mpsim.cost.passes import Machine, add
+from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs, timed_layers
 from mpsim.cost.topology import link_between
 from mpsim.cost.work import Work
+from mpsim.cost.worker import step_demand, worker_work
 from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.schedule.check import check
 from mpsim.schedule.data_parallel import lower_data_parallel
@@ -27,6 +28,7 @@ from mpsim.schedule.lowering import lower
 from mpsim.schedule.ops import Kind, Order
 from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
 from mpsim.schedule.text import order_of, read_csv
+from mpsim.spec.profile import Profile
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Layer
@@ -58,9 +60,9 @@ class Compiled:
         )
 
 
-def machine_of(scenario: Scenario) -> Machine:
-    """Cluster, plan, training and profile of a scenario."""
-    profile = profile_of(scenario.cluster.device)
+def machine_of(scenario: Scenario, profile: Profile | None = None) -> Machine:
+    """Cluster, plan, training and profile of a scenario; the profile given, or its device's."""
+    profile = profile or profile_of(scenario.cluster.device)
     profile = with_sustained_clock(profile, scenario.cluster.device)
     return Machine(scenario.cluster, scenario.plan, scenario.training, profile)
 
@@ -70,7 +72,7 @@ def stages_of(scenario: Scenario, machine: Machine) -> tuple[tuple[Layer, ...], 
     layers = build_layers(scenario.model, scenario.plan, scenario.training)
     seconds = None
     if scenario.plan.partition == "time":
-        timed = layer_seconds(layers, machine)
+        timed = timed_layers(layers, machine)
         seconds = [
             sum(timed[id(layer)].forward.values())
             + sum(timed[id(layer)].backward_input.values())
@@ -82,14 +84,14 @@ def stages_of(scenario: Scenario, machine: Machine) -> tuple[tuple[Layer, ...], 
     return tuple(assign(layers, slices, recompute_layers=plan.recompute_layers))
 
 
-def compile_scenario(scenario: Scenario) -> Compiled:
-    """The op graph of a scenario and its numbers.
+def compile_scenario(scenario: Scenario, profile: Profile | None = None) -> Compiled:
+    """The op graph of a scenario and its numbers, with a profile or with that of its device.
 
     Raises:
         ScenarioError: If the plan cannot cut the model, or the schedule is unknown.
         ScheduleError: If the schedule does not take these numbers of devices and microbatches.
     """
-    machine = machine_of(scenario)
+    machine = machine_of(scenario, profile)
     if scenario.plan.data_parallel == "data_parallel":
         return _replicated_by_one_process(scenario, machine)
     stages = stages_of(scenario, machine)
@@ -98,7 +100,10 @@ def compile_scenario(scenario: Scenario) -> Compiled:
         costs = tuple(_updated_each_time(cost) for cost in costs)
     order = scheduled(scenario, costs, stages=stages, machine=machine)
     graph = _lowered(order, scenario, stages=stages, machine=machine)
-    work = estimate(graph, costs, machine)
+    if machine.workers is not None:
+        work = worker_work(step_demand(graph, stages), machine.workers.fit)
+    else:
+        work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)
 
 

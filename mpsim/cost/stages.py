@@ -16,6 +16,7 @@ from mpsim.cost.passes import (
     add,
     layer_seconds,
 )
+from mpsim.cost.worker import worker_layer_seconds
 from mpsim.workload.layers import Layer
 
 TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
@@ -58,6 +59,13 @@ def stage_costs(stages: Sequence[Sequence[Layer]], machine: Machine) -> list[Sta
         for name, stage in distinct.items()
     }
     return [known[name] for name in names]
+
+
+def timed_layers(layers: Sequence[Layer], machine: Machine) -> dict[int, LayerSeconds]:
+    """Seconds of each distinct layer by its ``id``, by the kind of profile that the machine has."""
+    if machine.workers is not None:
+        return worker_layer_seconds(layers, machine.workers.fit)
+    return layer_seconds(layers, machine)
 
 
 def _stage_cost(

@@ -34,6 +34,7 @@ from mpsim.spec.quantities import (
     Seconds,
     SecondsOrZero,
 )
+from mpsim.spec.workers import Workers
 from mpsim.spec.yaml_text import parse_yaml
 from mpsim.spec.zoo import kinds, load_entry, names
 
@@ -283,6 +284,8 @@ class Profile(Declaration):
     """Where ``sustained`` comes from."""
     link: LinkFit | None = None
     """Collectives inside a node; null: the textbook."""
+    workers: Workers | None = None
+    """Workers of the measured machine; null: devices that a host launches kernels for."""
 
 
 def shipped_profiles() -> list[str]:

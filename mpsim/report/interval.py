@@ -1,0 +1,133 @@
+"""How sure a prediction for measured workers is: the interval of the step, and what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpsim.cost.compiled import Compiled
+from mpsim.cost.work import Floats
+from mpsim.cost.worker import step_demand, step_durations, step_facts
+from mpsim.schedule.sweep import begins_and_ends
+from mpsim.spec.cluster import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from mpsim.spec.profile import Profile
+from mpsim.spec.scenario import Scenario
+from mpsim.spec.workers import Workers
+
+SAMPLES = 200
+"""Draws of parameters and spread; more move the ends of the interval by less than they are wide."""
+
+WIDENING = 0.5
+"""Standard deviation that a fact beyond the fitted range adds, for each factor of e beyond it."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepInterval:
+    """The step under parameters drawn from their covariance, and the spread of real steps."""
+
+    steps: Floats  # (S,) s
+    beyond: Mapping[str, float]  # fact outside the fitted range → logarithm of the factor beyond
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The middle 90 %, s."""
+        low, high = np.quantile(self.steps, (0.05, 0.95))
+        return float(low), float(high)
+
+
+def step_interval(compiled: Compiled) -> StepInterval:
+    """Steps of measured workers: what the fit leaves open, and what it has been wrong by.
+
+        step = longest path(parameters drawn) x exp(residual drawn + widening x z)
+
+    Residuals are those of cells that their fit had not seen, run-to-run spread included; outside
+    the fitted range the interval widens with the distance.
+    """
+    workers = compiled.machine.workers
+    assert workers is not None
+    generator = np.random.default_rng(compiled.scenario.seed)
+    graph, asked = compiled.graph, step_demand(compiled.graph, compiled.stages)
+    waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
+    steps = [
+        begins_and_ends(*waits, step_durations(asked, fit))[1].max()
+        for fit in workers.samples(SAMPLES, generator)
+    ]
+    beyond = workers.outside(step_facts(asked, compiled.stages))
+    return StepInterval(np.array(steps) * _factors(workers, sum(beyond.values()), generator), beyond)
+
+
+def _factors(workers: Workers, beyond: float, generator: np.random.Generator) -> Floats:
+    """Measured over predicted, drawn from the residuals."""
+    residuals = np.array(workers.residuals or (0.0,))
+    drawn = generator.choice(residuals, SAMPLES) + 0.0
+    drawn += WIDENING * beyond * generator.standard_normal(SAMPLES)
+    factors: Floats = np.exp(drawn)
+    return factors
+
+
+def worker_notes(compiled: Compiled) -> list[str]:
+    """What a reader should know of a prediction for measured workers."""
+    profile = compiled.machine.profile
+    workers = compiled.machine.workers
+    if workers is None:
+        return ["the plan is not a pipeline alone: its collectives are those of the textbook"]
+    notes = []
+    if workers.errors is not None:
+        errors = workers.errors
+        notes.append(
+            f"on {errors.cells} held-out steps of {profile.device} predictions were off by "
+            f"{errors.median:.1%} at the median, {errors.p90:.0%} at the ninetieth percentile"
+        )
+    facts = step_facts(step_demand(compiled.graph, compiled.stages), compiled.stages)
+    for name in workers.outside(facts):
+        low, high = workers.fit_range[name]
+        notes.append(
+            f"outside the fitted range: {name} {facts[name]:g}, fitted from {low:g} to {high:g}; "
+            "the interval is widened"
+        )
+    return notes
+
+
+def on_workers(scenario: Scenario, profile: Profile) -> Scenario:
+    """The scenario on the measured workers: as many of them as the plan has devices.
+
+    A precision that was not measured becomes the one that was. A profile without workers leaves
+    the scenario as it is.
+    """
+    if profile.workers is None:
+        return scenario
+    fit, sheet = profile.workers.fit, profile.sheet
+    device = DeviceSpec.model_construct(
+        name=profile.device,
+        memory=profile.workers.memory,
+        memory_bandwidth=sheet.memory_bandwidth,
+        peak=dict(sheet.peak),
+        vector_peak=None,
+        multiprocessors=sheet.multiprocessors,
+        power=None,
+        reserved=0.0,
+        profile=None,
+        source=profile.source,
+    )
+    link = LinkSpec.model_construct(
+        name="messages",
+        kind="loopback",
+        bandwidth=min(fit.bandwidth, fit.copying),
+        latency=fit.latency + fit.wake,
+        efficiency=1.0,
+        source=profile.source,
+    )
+    cluster = ClusterSpec.model_construct(
+        name=profile.name,
+        device=device,
+        nodes=1,
+        node=NodeSpec.model_construct(devices=scenario.plan.devices, link=link),
+        source=profile.source,
+    )
+    training = scenario.training
+    if training.precision not in sheet.peak:
+        only = next(iter(sheet.peak))
+        training = training.model_copy(update={"precision": only, "parameter_type": None})
+    return scenario.model_copy(update={"cluster": cluster, "training": training})
