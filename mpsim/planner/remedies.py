@@ -113,7 +113,10 @@ def _grown(scenario: Scenario) -> Iterator[Change]:
         degree = plan.pipeline * factor
         yield f"plan.pipeline={degree}, {name}", {"plan.pipeline": degree, **more}
         if plan.zero:
-            yield f"plan.data={plan.data * factor}, {name}", {
-                "plan.data": plan.data * factor,
-                **more,
-            }
+            yield (
+                f"plan.data={plan.data * factor}, {name}",
+                {
+                    "plan.data": plan.data * factor,
+                    **more,
+                },
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,7 +198,7 @@ _AUTO = {
 """What ``auto`` means, by axis."""
 
 
-def load_problem(path: str | Path, overrides: Mapping[str, Any] | list[str] = ()) -> Problem:  # type: ignore[assignment]
+def load_problem(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Problem:
     """The search problem of a file.
 
     Fields of the plan that are a range, a list or ``auto`` are open; where any is open, the others
@@ -208,16 +208,16 @@ def load_problem(path: str | Path, overrides: Mapping[str, Any] | list[str] = ()
     Raises:
         ScenarioError: If the file or what it says cannot be meant.
     """
-    return problem_of(declared(read_tree(find(path)), parse_overrides(overrides)))
+    tree = read_tree(find(path))
+    if tree.get("plan") == "auto":  # written out, so that an override can close a field
+        tree["plan"] = {axis: "auto" for axis in AXES if axis != "microbatch"}
+    return problem_of(declared(tree, parse_overrides(overrides)))
 
 
 def problem_of(tree: Mapping[str, Any]) -> Problem:
     """The search problem of a mapping whose zoo names are written out."""
     tree = {key: value for key, value in tree.items() if key != "variants"}
     plan = tree.get("plan") or {}
-    everything = plan == "auto"
-    if everything:
-        plan = {}
     if not isinstance(plan, dict):
         raise ScenarioError("plan", f"is a mapping, or 'auto', not {plan!r}")
     training = tree.get("training")
@@ -227,17 +227,14 @@ def problem_of(tree: Mapping[str, Any]) -> Problem:
         given["microbatch"] = training.pop("microbatch")
     options = _space(given)
     anything = any(_is_open(value, axis) for axis, value in given.items())
-    if everything:
-        space = options
-    else:
-        space = options.model_copy(update=_closed(given)) if anything else SearchSpace()
+    space = options.model_copy(update=_closed(given)) if anything else SearchSpace()
     for name in space.schedule if space.schedule != "auto" else ():
         if name not in SCHEDULES:
             hint = did_you_mean(name, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
             raise ScenarioError("plan.schedule", f"no schedule '{name}'{hint}")
     rest = {field: value for field, value in plan.items() if field not in AXES}
     base = _base(tree, rest, training)
-    return Problem(base, space, {} if anything or everything else given)
+    return Problem(base, space, {} if anything else given)
 
 
 def _space(given: Mapping[str, Any]) -> SearchSpace:

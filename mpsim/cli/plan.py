@@ -1,0 +1,95 @@
+"""``mpsim plan``: the best plan of a scenario whose plan is open; capacity; the minimum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from mpsim.errors import ScenarioError
+from mpsim.planner.executors import executor_options, simulator
+from mpsim.planner.finalists import checked, explain, rerun
+from mpsim.planner.minimum import infeasible, minimum
+from mpsim.planner.search import search
+from mpsim.planner.space import Problem, load_problem
+from mpsim.planner.text import search_record, show_counts, show_search
+from mpsim.spec.reader import to_yaml
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override a field, as in plan.tensor=1..8 or plan.schedule=[1f1b, zb_v]; repeatable.",
+)
+@click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, help="Plans.")
+@click.option("--explain", "named", metavar="PLAN", help="Say which rule removed tensor=8,…")
+@click.option("--minimum", "least", is_flag=True, help="Fewest devices on which it fits at all.")
+@click.option("--tokens", metavar="COUNT", help="Tokens to train on, as in 300e9.")
+@click.option("--deadline", metavar="TIME", help="Latest finish, as in 30d or '6 weeks'.")
+@click.option("--budget", metavar="USD", help="Most to spend, as in 5e6USD.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the winner as a scenario.")
+@executor_options
+def plan(
+    file: str,
+    *,
+    overrides: Sequence[str],
+    top: int,
+    named: str | None,
+    least: bool,
+    tokens: str | None,
+    deadline: str | None,
+    budget: str | None,
+    as_json: bool,
+    out: Path | None,
+    executor: str,
+    address: str | None,
+) -> None:
+    """Search the best plan for FILE, whose plan fields may be ranges, lists or auto.
+
+    A plan in which nothing is open is opened altogether. With --tokens, --deadline or --budget
+    (any of them) the answer is which cluster to buy or rent, among the scenario's candidates.
+    """
+    problem = load_problem(file, list(overrides))
+    console = Console(highlight=False)
+    with simulator(executor, address) as simulate:
+        if tokens or deadline or budget:
+            raise ScenarioError("--tokens", "not yet")
+        if least:
+            problem, found = minimum(problem, simulate=simulate)
+            if not as_json:
+                console.print(f"fits on {problem.devices} devices, and on no fewer")
+        else:
+            found = search(problem, top=top, simulate=simulate)
+    if named:
+        verdict = explain(problem, named, found)
+        if as_json:
+            click.echo(json.dumps({"rule": verdict.rule or None, "text": verdict.text}, indent=2))
+        else:
+            console.print(f"{verdict.rule}: {verdict.text}" if verdict.rule else verdict.text)
+        return
+    if not found.best:
+        if not as_json:
+            show_counts(found, console)
+        raise infeasible(problem, found)
+    reports = rerun(found.best)
+    if out is not None:
+        _write(problem, found.best[0].scenario, out)
+    if as_json:
+        click.echo(json.dumps(search_record(found, reports), indent=2))
+    else:
+        show_search(found, reports, console)
+
+
+def _write(problem: Problem, winner: Any, out: Path) -> None:  # noqa: ANN401
+    """The winner as a scenario file."""
+    out.write_text(to_yaml(checked(winner)), encoding="utf-8")
+    click.echo(f"wrote {out}", err=True)
