@@ -13,6 +13,7 @@ from rich.console import Console
 from mpsim.errors import ScenarioError
 from mpsim.planner.remedies import infeasible
 from mpsim.report import text
+from mpsim.report.ledger import ledger, ledger_table
 from mpsim.report.metrics import Report
 from mpsim.report.record import record
 from mpsim.simulation import simulate
@@ -33,6 +34,9 @@ from mpsim.spec.reader import load_variants
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a Chrome/Perfetto trace.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the timeline (svg, png, pdf).")
 @click.option("--memory-plot", type=click.Path(path_type=Path), help="Write memory over time.")
+@click.option(
+    "--ledger", "show_ledger", is_flag=True, help="Say where each number comes from, by share."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write all of these into a folder.")
 @click.option(
     "--profile",
@@ -55,6 +59,7 @@ def scenario(
     trace: Path | None,
     plot: Path | None,
     memory_plot: Path | None,
+    show_ledger: bool,
     out: Path | None,
     profile: str | None,
     seed: int | None,
@@ -80,17 +85,19 @@ def scenario(
         records = [record(report) for report in flat]
         click.echo(json.dumps(records[0] if len(records) == 1 else records, indent=2))
     else:
-        _print(reports)
+        _print(reports, show_ledger=show_ledger)
     _refuse_what_does_not_fit(flat)
 
 
-def _print(groups: Sequence[Sequence[Report]]) -> None:
+def _print(groups: Sequence[Sequence[Report]], *, show_ledger: bool) -> None:
     """Each file's first scenario in full, and its variants beside it."""
     console = Console(highlight=False)
     for reports in groups:
         if len(reports) > 1:
             text.compare(reports, console)
         text.show(reports[0], console)
+        if show_ledger:
+            console.print(ledger_table(ledger(reports[0])))
 
 
 def _write(

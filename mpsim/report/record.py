@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpsim.report.ledger import ledger, ledger_record
 from mpsim.report.metrics import DeviceUse, Report
 
 
@@ -44,6 +45,7 @@ def record(report: Report) -> dict[str, Any]:
         "model_flops_utilisation": _utilisation(report),
         "minimum_devices": dict(report.minimum_devices),
         "device": [_device(device) for device in report.devices],
+        "ledger": ledger_record(ledger(report)),
         "notes": list(report.notes),
     }
 
