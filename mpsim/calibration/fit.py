@@ -181,7 +181,7 @@ def _memory_fit(share: float, floor: float, source: str) -> dict[str, MemoryFit]
 
 def _launch(table: Table, base: LaunchFit, source: str) -> LaunchFit:
     """Host costs, by the names of the fields: host, dispatch, graph_node."""
-    known = dict(zip(table["what"], table["us"] * 1e-6, strict=True))
+    known = dict(zip(table["what"], (table["us"] * 1e-6).tolist(), strict=True))
     fields = {name: known[name] for name in ("host", "dispatch", "graph_node") if name in known}
     if not fields:
         raise CalibrationError(

@@ -41,7 +41,10 @@ def silicon(name: str) -> Silicon:
         hint = did_you_mean(name, [*shipped_profiles(), *names("devices")])
         known = hint or "; see `mpsim zoo profiles` and `mpsim zoo devices`"
         raise ScenarioError(f"profile '{name}'", f"no such profile or device{known}")
-    return Silicon(profile_of(device), device, node_link(device.name))
+    profile, link = profile_of(device), node_link(device.name)
+    if link is not None and link.profile:  # the link was measured itself, with another device
+        profile = profile.model_copy(update={"link": load_profile(link.profile).link})
+    return Silicon(profile, device, link)
 
 
 def device_named(name: str) -> DeviceSpec | None:

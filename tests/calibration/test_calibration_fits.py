@@ -1,4 +1,4 @@
-"""Fits: synthetic data give back their parameters; bad data are refused; honesty of the residuals."""
+"""Fits: made data give back their parameters; bad data are refused; residuals are honest."""
 
 import datetime
 

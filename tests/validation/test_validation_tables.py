@@ -39,6 +39,12 @@ def test_a_device_of_the_zoo_may_be_named_as_tables_name_it():
     assert subject.link.name == "nvlink4"
 
 
+def test_kernels_and_link_may_come_from_different_measurements():
+    subject = silicon("gb300")
+    assert subject.profile.name.startswith("b300_sxm")
+    assert subject.profile.link.link == "nvl72"
+
+
 def test_an_unknown_name_is_met_with_a_near_one():
     with pytest.raises(ScenarioError, match="no such profile or device; did you mean 'h100_sxm'"):
         silicon("h100_smx")
