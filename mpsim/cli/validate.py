@@ -13,6 +13,7 @@ from rich.console import Console
 
 import mpsim
 from mpsim.errors import ScenarioError
+from mpsim.report.residuals import residual_grid, residual_rows
 from mpsim.validation import text
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.fit import apply_factors, choose, fit_factors
@@ -21,6 +22,7 @@ from mpsim.validation.predict import compare_all
 from mpsim.validation.records import Problem, Record, read_records, value_at
 from mpsim.validation.series import read_series, score_series
 from mpsim.validation.statistics import by_source, over_sources, summarise
+from mpsim.validation.tables import score_tables
 
 _SERIES = "series.jsonl"
 
@@ -45,6 +47,11 @@ _SERIES = "series.jsonl"
 )
 @click.option("--series", is_flag=True, help="Also ratios within series.jsonl beside the records.")
 @click.option("--worst", type=click.IntRange(min=0), default=10, help="How many worst rows.")
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path),
+    help="Score --profile on the kernel and collective tables of this folder instead.",
+)
 @click.option("--processes", type=click.IntRange(min=1), help="Workers; default: all cores.")
 def validate(
     files: Sequence[Path],
@@ -57,6 +64,7 @@ def validate(
     fit_on: str | None,
     series: bool,
     worst: int,
+    tables: Path | None,
     processes: int | None,
 ) -> None:
     """Predict the measured runs in FILES (JSON lines, or folders of them) and say how far off.
@@ -64,6 +72,9 @@ def validate(
     Without FILES: the published runs in $MPSIM_DATA/data/measured, or in shared/data/measured
     beside the project. docs/record-format.md describes the records; own runs go the same way.
     """
+    if tables is not None:
+        _score_tables(tables, profile, as_json=as_json)
+        return
     paths = list(files) or [_published()]
     records, problems = read_records(paths)
     kept = select(records, conditions)
@@ -83,6 +94,17 @@ def validate(
             text.show_series(scores, console)
     if strict and (problems or any(row.skipped is not None for row in rows)):
         raise click.exceptions.Exit(2)
+
+
+def _score_tables(folder: Path, profile: str | None, *, as_json: bool) -> None:
+    """How far off a profile is on tables of kernels and collectives."""
+    if profile is None:
+        raise ScenarioError("--tables", "needs --profile, a profile or device by name or a file")
+    found = score_tables(folder, profile)
+    if as_json:
+        click.echo(json.dumps({"profile": profile, "tables": residual_rows(found)}, indent=2))
+    else:
+        Console(highlight=False).print(residual_grid(found, f"{profile} on {folder}"))
 
 
 def select(records: Iterable[Record], conditions: Sequence[str]) -> list[Record]:
