@@ -17,11 +17,11 @@ def residual_rows(found: Sequence[Residual]) -> list[dict[str, Any]]:
 
 
 def residual_grid(found: Sequence[Residual], title: str) -> Table:
-    """The errors as a table: relative, absolute, of rows that the fit has not seen."""
+    """Absolute relative errors as a table: median, ninetieth percentile, share within 12 %."""
     grid = Table(title=title, box=box.SIMPLE, title_justify="left")
     for column in ("table", "what", "region"):
         grid.add_column(column, no_wrap=True)
-    for column in ("rows", "median error", "90 % within", "share within 12 %"):
+    for column in ("rows", "median", "90 %", "≤ 12 %"):
         grid.add_column(column, justify="right")
     for row in found:
         figures = (f"{row.median:.1%}", f"{row.p90:.1%}", f"{row.within_12:.0%}")
