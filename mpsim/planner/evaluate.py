@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsim.cost.compiled import Compiled, compile_scenario
+from mpsim.cost.compiled import Compiled, compile_scenario, machine_of
+from mpsim.cost.estimate import estimate
 from mpsim.cost.memory import StageMemory, stage_memory
+from mpsim.cost.stages import stage_costs
 from mpsim.engine import events, longest_path
+from mpsim.engine.timeline import Timeline
+from mpsim.errors import ScenarioError
 from mpsim.schedule.ops import Kind
+from mpsim.schedule.orders import SCHEDULES
 from mpsim.spec.scenario import Scenario
 
 Floats = NDArray[np.float64]
@@ -38,13 +43,78 @@ def evaluate(scenario: Scenario) -> Outcome:
     Raises:
         ScenarioError, ScheduleError: If the plan cannot be carried out.
     """
+    found = _run(scenario)
+    return Outcome(float(found.timeline.end.max()), found.memory, scenario.cluster.device.memory)
+
+
+def run(scenario: Scenario) -> tuple[Compiled, Timeline]:
+    """A scenario compiled and run, by events only where they differ from the longest path."""
     compiled = compile_scenario(scenario)
-    shared = any(link.shared for link in compiled.work.links)
-    timeline = (events if shared else longest_path).run(compiled.graph, compiled.work)
     if compiled.order is None:
-        raise ValueError("torch's DataParallel has no plan to search")
-    memory = float(device_memory(compiled).max())
-    return Outcome(float(timeline.end.max()), memory, scenario.cluster.device.memory)
+        raise ScenarioError(
+            "plan.data_parallel", "torch's DataParallel has no plan to search or to vary; use ddp"
+        )
+    return compiled, _timeline(compiled)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A scenario, run."""
+
+    compiled: Compiled
+    timeline: Timeline
+    memory: float  # B that the driver reports on the fullest device
+
+
+class Runner:
+    """Runs many scenarios; those that differ in hardware alone share layers, order and graph.
+
+    The structure of a scenario follows from model, plan and training, except where an order or a
+    partition is searched by its times.
+    """
+
+    def __init__(self, size: int = 256) -> None:
+        """Remember at most ``size`` structures."""
+        self._known: dict[tuple[str, ...], Run] = {}
+        self._size = size
+
+    def run(self, scenario: Scenario) -> Run:
+        """A scenario compiled and run.
+
+        Raises:
+            ScenarioError, ScheduleError: If the plan cannot be carried out.
+        """
+        plan = scenario.plan
+        entry = SCHEDULES.get(plan.schedule)
+        if entry is None or entry.searched or plan.partition == "time":
+            return _run(scenario)
+        parts = (scenario.model, plan, scenario.training)
+        name = (*(part.model_dump_json() for part in parts), str(scenario.cluster.device.reserved))
+        if name not in self._known:
+            if len(self._known) >= self._size:
+                self._known.pop(next(iter(self._known)))
+            self._known[name] = _run(scenario)
+            return self._known[name]
+        like = self._known[name]
+        machine = machine_of(scenario)
+        if machine.workers is not None:
+            return _run(scenario)
+        costs = tuple(stage_costs(like.compiled.stages, machine))
+        work = estimate(like.compiled.graph, costs, machine)
+        compiled = replace(
+            like.compiled, scenario=scenario, machine=machine, costs=costs, work=work
+        )
+        return Run(compiled, _timeline(compiled), like.memory)
+
+
+def _run(scenario: Scenario) -> Run:
+    compiled, timeline = run(scenario)
+    return Run(compiled, timeline, float(device_memory(compiled).max()))
+
+
+def _timeline(compiled: Compiled) -> Timeline:
+    shared = any(link.shared for link in compiled.work.links)
+    return (events if shared else longest_path).run(compiled.graph, compiled.work)
 
 
 def device_memory(compiled: Compiled) -> Floats:  # (P,) B
