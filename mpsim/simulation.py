@@ -36,6 +36,7 @@ from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec
 from mpsim.spec.profile import Profile
 from mpsim.spec.scenario import Scenario
+from mpsim.units import format_count
 from mpsim.workload.build import build_layers
 from mpsim.workload.flops import model_flops
 from mpsim.workload.layers import Layer
@@ -179,6 +180,7 @@ def _devices(compiled: Compiled, timeline: Timeline, step: float) -> tuple[Devic
                 idle=max(step - float(compute[device] + exchange[device]), 0.0),
                 memory=memory,
                 reserved=parts.shown(memory.peak),
+                outside=parts.outside,
             )
         )
     return tuple(found)
@@ -324,11 +326,14 @@ def _phase_texts(compiled: Compiled) -> dict[str, str]:
     exchange = {0: "all-reduce", 1: "reduce-scatter", 2: "reduce-scatter", 3: "reduce-scatter"}
     replicas = plan.data * plan.context
     return {
-        "split": f"{sum(map(len, compiled.stages))} layers into {stages} stages ({how})"
+        "split": f"{sum(map(len, compiled.stages))} layers into "
+        f"{format_count(stages, 'stage')} ({how})"
         + (f", each layer over {plan.tensor} devices" if plan.tensor > 1 else ""),
-        "placement": f"{plan.pipeline} pipeline positions of {each} devices each"
+        "placement": f"{format_count(plan.pipeline, 'pipeline position')} of "
+        + format_count(each, "device")
         + (f", {plan.chunks} stages on each" if plan.chunks > 1 else ""),
-        "forward": f"{compiled.scenario.microbatches} microbatches of {training.microbatch}",
+        "forward": f"{format_count(compiled.scenario.microbatches, 'microbatch')} of "
+        f"{training.microbatch}",
         "backward": "gradients of inputs and weights"
         + (f", {plan.recompute} recomputation" if plan.recompute != "none" else ""),
         "gradient exchange": f"{exchange[plan.zero]} over {replicas} replicas"

@@ -117,6 +117,16 @@ def format_bytes(value: float, digits: int = 3) -> str:
     return _scaled(value, steps, max(digits, 4) if abs(value) >= 1000 else digits)
 
 
+def format_count(count: int, noun: str) -> str:
+    """A number of things: the noun in the plural unless it is one.
+
+    >>> format_count(1, "microbatch"), format_count(12, "microbatch"), format_count(2, "device")
+    ('1 microbatch', '12 microbatches', '2 devices')
+    """
+    ending = "" if count == 1 else "es" if noun.endswith(("ch", "s", "x")) else "s"
+    return f"{count} {noun}{ending}"
+
+
 def format_si(value: float, unit: str, digits: int = 3) -> str:
     """A number with a decimal prefix: ``312 TFLOP/s``.
 

@@ -37,6 +37,7 @@ from mpsim.spec.reader import load_variants
 @click.option(
     "--ledger", "show_ledger", is_flag=True, help="Say where each number comes from, by share."
 )
+@click.option("--html", type=click.Path(path_type=Path), help="Write one self-contained page.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write all of these into a folder.")
 @click.option(
     "--profile",
@@ -60,6 +61,7 @@ def scenario(
     plot: Path | None,
     memory_plot: Path | None,
     show_ledger: bool,
+    html: Path | None,
     out: Path | None,
     profile: str | None,
     seed: int | None,
@@ -79,6 +81,8 @@ def scenario(
     ]
     flat = [report for group in reports for report in group]
     _write(flat, trace=trace, plot=plot, memory_plot=memory_plot)
+    if html is not None:
+        _write_page(flat, html)
     if out is not None:
         _write_all(flat, out)
     if as_json:
@@ -124,7 +128,14 @@ def _write_all(reports: Sequence[Report], folder: Path) -> None:
         _write_trace(report, folder / f"{stem}.trace.json")
         _write_picture(report, folder / f"{stem}.svg", "plot_timeline")
         _write_picture(report, folder / f"{stem}.memory.svg", "plot_memory")
+    _write_page(reports, folder / "index.html")
     click.echo(f"wrote {folder}/", err=True)
+
+
+def _write_page(reports: Sequence[Report], path: Path) -> None:
+    """One page of all reports; its pictures need matplotlib, which is loaded when asked for."""
+    module = importlib.import_module("mpsim.report.html")
+    path.write_text(module.page(reports), encoding="utf-8")
 
 
 def _write_trace(report: Report, path: Path) -> None:

@@ -48,6 +48,12 @@ class DeviceUse:
     idle: float  # s with nothing on its compute stream
     memory: MemoryUse
     reserved: float  # B that the driver reports at the peak: context, buffers, fragmentation too
+    outside: Mapping[str, float]  # of it what stands outside the allocator, B by name
+
+    @property
+    def fragmentation(self) -> float:
+        """Bytes that the allocator reserves at the peak beyond what it hands out."""
+        return self.reserved - sum(self.outside.values()) - self.memory.peak
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Report:
         each = self.scenario.plan.tensor * self.scenario.plan.data * self.scenario.plan.context
         if self.order is None or each == 1:
             return tuple(f"device {index}" for index in range(self.graph.num_devices))
-        return tuple(f"devices {index} (x{each})" for index in range(self.graph.num_devices))
+        return tuple(f"position {index} (x{each})" for index in range(self.graph.num_devices))
 
     @property
     def idle_fraction(self) -> float:

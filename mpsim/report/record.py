@@ -85,4 +85,6 @@ def _device(device: DeviceUse) -> dict[str, Any]:
         "peak_memory_time_s": device.memory.peak_time,
         "peak_memory_components_bytes": dict(device.memory.at_peak),
         "reserved_memory_bytes": device.reserved,
+        "fragmentation_bytes": device.fragmentation,
+        "outside_allocator_bytes": dict(device.outside),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -10,36 +10,48 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mpsim.report.metrics import Report
-from mpsim.units import format_bytes, format_seconds, format_si
+from mpsim.report.metrics import DeviceUse, Report
+from mpsim.spec.model import Transformer
+from mpsim.units import format_bytes, format_count, format_seconds, format_si
+from mpsim.workload.parameters import parameter_count
 
 _SHOWN_DEVICES = 16
 _SHOWN_COMPONENTS = 8
 _MOST_COLUMNS = 3
+_BAR = 30  # characters of a bar for the whole
+_WIDE = 80  # characters of a page from which on the comparison says what makes up the step
 
 
 def show(report: Report, console: Console) -> None:
     """Print one report."""
-    console.print(_headline(report))
-    console.print(_facts(report))
-    console.print(_waterfall(report))
-    console.print(_parts(report))
-    console.print(_devices(report))
-    console.print(_memory(report))
-    console.print(_bounds(report))
+    for section in sections(report, wide=console.width >= _WIDE):
+        console.print(section)
+
+
+def sections(report: Report, *, wide: bool = True) -> Iterator[RenderableType]:
+    """The parts of a report, in the order of the page; a narrow one leaves columns out."""
+    yield _headline(report)
+    yield _facts(report)
+    yield _waterfall(report)
+    yield _parts(report)
+    yield _devices(report, wide=wide)
+    yield _memory(report)
+    yield _bounds(report)
     for note in report.notes:
-        console.print(Text(f"note: {note}", style="dim"))
+        yield Text(f"note: {note}", style="dim")
 
 
 def compare(reports: Sequence[Report], console: Console) -> None:
-    """Print variants side by side: what differs first.
+    """Print variants side by side: what differs first."""
+    console.print(comparison(reports, wide=console.width >= _WIDE))
 
-    A few variants are columns, one line a figure; many are lines, with the main figures.
+
+def comparison(reports: Sequence[Report], *, wide: bool = True) -> RenderableType:
+    """Variants side by side.
+
+    A few are columns, one line a figure; many are lines, with the main figures.
     """
-    if len(reports) <= _MOST_COLUMNS:
-        console.print(_columns(reports))
-    else:
-        console.print(_lines(reports))
+    return _columns(reports) if len(reports) <= _MOST_COLUMNS else _lines(reports, wide=wide)
 
 
 def _columns(reports: Sequence[Report]) -> RenderableType:
@@ -55,12 +67,14 @@ def _columns(reports: Sequence[Report]) -> RenderableType:
     return table
 
 
-def _lines(reports: Sequence[Report]) -> RenderableType:
+def _lines(reports: Sequence[Report], *, wide: bool) -> RenderableType:
     """A line for each variant: fit, step and its ratio to the first, and where the time goes."""
     table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
-    for name in ("variant", "fits", "step", "of first", "memory", "idle", "most of it"):
-        left = name in ("variant", "most of it")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    table.add_column("variant", overflow="fold")
+    for name in ("fits", "step", "of first", "memory", "idle"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("most of it", overflow="fold")
     for report in reports:
         step = report.step_time
         order = sorted(report.waterfall.items(), key=lambda item: -item[1])
@@ -68,12 +82,17 @@ def _lines(reports: Sequence[Report]) -> RenderableType:
             report.scenario.variant,
             "yes" if report.fits else "NO",
             format_seconds(step),
-            f"{step / reports[0].step_time:.0%}",
+            _ratio(step / reports[0].step_time),
             format_bytes(report.fullest.reserved),
             f"{report.idle_fraction:.0%}",
-            ", ".join(f"{cause} {seconds / step:.0%}" for cause, seconds in order[:3]),
+            *([", ".join(f"{cause} {seconds / step:.0%}" for cause, seconds in order[:3])] * wide),
         )
     return table
+
+
+def _ratio(value: float) -> str:
+    """A ratio as people read it: 85%, or 12.9 times."""
+    return f"{value:.0%}" if value < 10 else f"x {value:.1f}"
 
 
 def _comparison(report: Report) -> dict[str, str]:
@@ -155,7 +174,9 @@ def _facts(report: Report) -> RenderableType:
         degrees.append(f"{plan.recompute} recomputation")
     schedule = f"{plan.schedule}, " if plan.pipeline > 1 else ""
     grid.add_row(
-        "plan", f"{', '.join(degrees)}; {schedule}{scenario.microbatches} microbatches a replica"
+        "plan",
+        f"{', '.join(degrees)}; {schedule}{format_count(scenario.microbatches, 'microbatch')} "
+        "a replica",
     )
     use = report.utilisation
     if use:
@@ -175,7 +196,10 @@ def _facts(report: Report) -> RenderableType:
 def _model_line(report: Report) -> str:
     """Name and size of the model."""
     training = report.scenario.training
-    text = f"{report.scenario.model.name}, {training.precision}, {training.optimizer}"
+    model, size = report.scenario.model, ""
+    if isinstance(model, Transformer):
+        size = f" ({parameter_count(model) / 1e9:.4g} billion parameters)"
+    text = f"{model.name}{size}, {training.precision}, {training.optimizer}"
     batch = f"batch {training.global_batch}"
     return f"{text}, {batch}" + (f" x {training.sequence}" if training.sequence > 1 else "")
 
@@ -183,51 +207,54 @@ def _model_line(report: Report) -> str:
 def _waterfall(report: Report) -> RenderableType:
     """Where the time goes, with a bar for each cause."""
     table = Table(box=box.SIMPLE, title="Where the time goes", title_justify="left")
-    for name in ("cause", "seconds", "share", ""):
-        table.add_column(name, justify="left" if name in ("cause", "") else "right")
+    _add_columns(table, "cause", "seconds")
     for cause, seconds in sorted(report.waterfall.items(), key=lambda item: -item[1]):
         share = seconds / report.step_time
-        bar = "█" * max(round(share * 40), 1 if share > 0 else 0)
+        bar = "█" * round(share * _BAR)
         table.add_row(cause, format_seconds(seconds), f"{share:.1%}", bar)
     return table
+
+
+def _add_columns(table: Table, name: str, figure: str) -> None:
+    """Columns of a name, a figure, its share, and a bar, which gives way on a narrow page."""
+    table.add_column(name, no_wrap=True)
+    table.add_column(figure, justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="crop")
 
 
 def _parts(report: Report) -> RenderableType:
     """The six parts of a training step."""
     table = Table(box=box.SIMPLE, title="The parts of a step", title_justify="left")
-    for name in ("part", "mean of devices", "what"):
-        table.add_column(name, justify="right" if name == "mean of devices" else "left")
+    for name in ("part", "mean", "what"):
+        table.add_column(name, justify="right" if name == "mean" else "left")
     for name, text in report.phases.items():
         seconds = report.phase_seconds.get(name)
         table.add_row(name, "–" if seconds is None else format_seconds(seconds), text)
     return table
 
 
-def _devices(report: Report) -> RenderableType:
+def _devices(report: Report, *, wide: bool) -> RenderableType:
     """Time and memory of each device; the middle of a long list is left out."""
     table = Table(box=box.SIMPLE, title="Devices", title_justify="left", pad_edge=False)
-    for name in ("device", "holds", "compute", "exchange", "idle", "peak", "at"):
-        left = name in ("device", "holds")
-        table.add_column(
-            name,
-            justify="left" if left else "right",
-            no_wrap=name != "holds",
-            overflow="fold" if left else "ellipsis",
-        )
+    first = report.device_names[0].split()[0]
+    table.add_column(first, no_wrap=True)
+    table.add_column("holds", overflow="fold")
+    for name in ("compute", "exchange", "idle", "peak", "at") if wide else ("idle", "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
     for index in _ends(range(len(report.devices)), _SHOWN_DEVICES):
         if index is None:
             table.add_row("…")
             continue
         device = report.devices[index]
-        table.add_row(
-            report.device_names[index],
-            device.layers,
-            format_seconds(device.compute),
-            format_seconds(device.exchange),
-            f"{device.idle / report.step_time:.0%}",
-            format_bytes(device.memory.peak),
-            format_seconds(device.memory.peak_time),
-        )
+        name = report.device_names[index].removeprefix(first).strip()
+        idle, peak = f"{device.idle / report.step_time:.0%}", format_bytes(device.memory.peak)
+        if wide:
+            times = format_seconds(device.compute), format_seconds(device.exchange)
+            at = format_seconds(device.memory.peak_time)
+            table.add_row(name, device.layers, *times, idle, peak, at)
+        else:
+            table.add_row(name, device.layers, idle, peak)
     return table
 
 
@@ -239,21 +266,30 @@ def _memory(report: Report) -> RenderableType:
         f"{format_seconds(device.memory.peak_time)} into the step"
     )
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for name in ("component", "size", "share", ""):
-        table.add_column(name, justify="left" if name in ("component", "") else "right")
+    _add_columns(table, "component", "size")
     capacity = report.scenario.cluster.device.memory
-    whole = dict(device.memory.at_peak) | {
-        "context, buffers, fragments": device.reserved - device.memory.peak
-    }
-    order = sorted(whole.items(), key=lambda item: -item[1])
+    order = sorted(device.memory.at_peak.items(), key=lambda item: -item[1])
     shown = dict(order[:_SHOWN_COMPONENTS])
     if len(order) > _SHOWN_COMPONENTS:
         shown["the rest"] = sum(size for _, size in order[_SHOWN_COMPONENTS:])
     for name, size in shown.items():
-        bar = "█" * round(size / capacity * 40)
+        bar = "█" * round(size / capacity * _BAR)
         table.add_row(name.replace("_", " "), format_bytes(size), f"{size / capacity:.1%}", bar)
-    table.add_row("capacity", format_bytes(capacity), "", "")
+    _add_beyond_allocated(table, device, capacity)
     return table
+
+
+def _add_beyond_allocated(table: Table, device: DeviceUse, capacity: float) -> None:
+    """Rows of what the driver shows beyond the allocated peak, and of what it could show."""
+    beyond = {"fragmentation": device.fragmentation, **device.outside}
+    lines = {
+        "allocated": device.memory.peak,
+        **{name: size for name, size in beyond.items() if size},
+    }
+    table.add_section()
+    for name, size in (*lines.items(), ("as the driver shows it", device.reserved)):
+        table.add_row(name.replace("_", " "), format_bytes(size), f"{size / capacity:.1%}", "")
+    table.add_row("capacity", format_bytes(capacity), "", "")
 
 
 def _bounds(report: Report) -> RenderableType:
@@ -272,14 +308,9 @@ def _bounds(report: Report) -> RenderableType:
         )
         grid.add_row("", f"1 - α = {1 - amdahl.fraction:.4f}: {causes or 'nothing'}")
     if len(report.devices) > 1:
-        formula = (
-            f"; closed form {report.bubble_formula:.2%}"
-            if report.bubble_formula is not None
-            else ""
-        )
         grid.add_row(
             "bubble",
-            f"{report.bubble_fraction:.2%} of the makespan{formula}; idle "
+            f"{report.bubble_fraction:.2%} of the step{_closed_form(report)}; idle "
             f"{report.idle_fraction:.2%}; span {format_seconds(report.span, 4)}",
         )
         grid.add_row("busy at once", f"at most {report.busy_at_once} of {len(report.devices)}")
@@ -291,6 +322,16 @@ def _bounds(report: Report) -> RenderableType:
     for axis, nbytes in traffic.exchanges.items():
         grid.add_row(f"{axis}", f"{format_bytes(nbytes)} sent by each device")
     return Group(Text("Bounds", style="italic"), grid)
+
+
+def _closed_form(report: Report) -> str:
+    """The closed form of the bubble, beside the measured one over the passes alone."""
+    if report.bubble_formula is None:
+        return ""
+    causes = ("bubble", "compute", "launch")
+    passes = sum(report.waterfall.get(cause, 0.0) for cause in causes)
+    measured = report.waterfall.get("bubble", 0.0) / passes if passes else 0.0
+    return f", {measured:.2%} of the passes (closed form {report.bubble_formula:.2%})"
 
 
 def _grid() -> Table:

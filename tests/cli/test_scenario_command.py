@@ -125,6 +125,7 @@ def test_out_writes_everything(file, tmp_path):
         "quick.trace.json",
         "quick.svg",
         "quick.memory.svg",
+        "index.html",
     }
 
 
