@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 
 from mpsim.errors import ScenarioError
+from mpsim.planner.capacity import Capacity, Demand, capacity
+from mpsim.planner.capacity_text import capacity_record, show_capacity
 from mpsim.planner.executors import executor_options, simulator
 from mpsim.planner.finalists import checked, explain, rerun
 from mpsim.planner.minimum import infeasible, minimum
-from mpsim.planner.search import search
+from mpsim.planner.search import Evaluate, search
 from mpsim.planner.space import Problem, load_problem
 from mpsim.planner.text import search_record, show_counts, show_search
 from mpsim.spec.reader import to_yaml
+from mpsim.spec.scenario import Scenario
+from mpsim.units import parse
 
 
 @click.command()
@@ -61,8 +65,14 @@ def plan(
     problem = load_problem(file, list(overrides))
     console = Console(highlight=False)
     with simulator(executor, address) as simulate:
-        if tokens or deadline or budget:
-            raise ScenarioError("--tokens", "not yet")
+        demand = demand_of(tokens, deadline, budget)
+        if demand is not None:
+            found_capacity = _capacity(problem, demand, simulate)
+            if as_json:
+                click.echo(json.dumps(capacity_record(found_capacity), indent=2))
+            else:
+                show_capacity(found_capacity, console)
+            return
         if least:
             problem, found = minimum(problem, simulate=simulate)
             if not as_json:
@@ -82,14 +92,54 @@ def plan(
         raise infeasible(problem, found)
     reports = rerun(found.best)
     if out is not None:
-        _write(problem, found.best[0].scenario, out)
+        _write(found.best[0].scenario, out)
     if as_json:
         click.echo(json.dumps(search_record(found, reports), indent=2))
     else:
         show_search(found, reports, console)
 
 
-def _write(problem: Problem, winner: Any, out: Path) -> None:  # noqa: ANN401
+def demand_of(tokens: str | None, deadline: str | None, budget: str | None) -> Demand | None:
+    """What the options ask for; None if they are absent."""
+    if tokens is None and deadline is None and budget is None:
+        return None
+    return Demand(
+        None if tokens is None else _count(tokens),
+        None if deadline is None else _quantity("--deadline", deadline, "s"),
+        None if budget is None else _quantity("--budget", budget, "USD"),
+    )
+
+
+def _count(text: str) -> float:
+    """A number of tokens."""
+    try:
+        return float(text.replace("_", ""))
+    except ValueError:
+        raise ScenarioError("--tokens", f"'{text}' is not a number, as in 300e9") from None
+
+
+def _quantity(option: str, text: str, unit: str) -> float:
+    """A quantity of an option in SI units."""
+    try:
+        return parse(text, unit)
+    except ValueError as error:
+        raise ScenarioError(option, str(error)) from None
+
+
+def _capacity(problem: Problem, demand: Demand, simulate: Evaluate) -> Capacity:
+    """Capacity with a progress bar over the candidates."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("clusters")
+        return capacity(
+            problem,
+            demand,
+            simulate=simulate,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _write(winner: Scenario, out: Path) -> None:
     """The winner as a scenario file."""
     out.write_text(to_yaml(checked(winner)), encoding="utf-8")
     click.echo(f"wrote {out}", err=True)

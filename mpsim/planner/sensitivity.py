@@ -235,6 +235,27 @@ def neighbours(scenario: Scenario) -> Iterator[Neighbour]:
 def _changes(scenario: Scenario) -> Iterator[tuple[str, dict[str, Any]]]:
     """Neighbouring values of the plan, on the same devices."""
     plan, micro = scenario.plan, scenario.training.microbatch
+    yield from _degrees(scenario)
+    yield f"microbatch={micro * 2}", {"training.microbatch": micro * 2}
+    if micro % 2 == 0:
+        yield f"microbatch={micro // 2}", {"training.microbatch": micro // 2}
+    yield from (
+        _named({"recompute": kind})
+        for kind in ("none", "selective", "full")
+        if kind != plan.recompute
+    )
+    if plan.data * plan.context > 1:
+        yield from (_named({"zero": stage}) for stage in range(4) if stage != plan.zero)
+    if plan.tensor > 1:
+        yield _named({"sequence_parallel": not plan.sequence_parallel})
+    if plan.pipeline > 1 and plan.schedule == "1f1b":
+        yield _named({"schedule": "interleaved_1f1b", "chunks": 2})
+        yield _named({"schedule": "zb_h1"})
+
+
+def _degrees(scenario: Scenario) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Twice and half of each degree, the replicas taking what is left."""
+    plan = scenario.plan
     for axis in ("tensor", "pipeline", "context"):
         value = getattr(plan, axis)
         if plan.data % 2 == 0:
@@ -244,21 +265,6 @@ def _changes(scenario: Scenario) -> Iterator[tuple[str, dict[str, Any]]]:
             if axis == "tensor" and value == 2:
                 fields["sequence_parallel"] = False
             yield _named(fields)
-    for value in (micro * 2, micro // 2 if micro % 2 == 0 else 0):
-        if value:
-            yield f"microbatch={value}", {"training.microbatch": value}
-    for kind in ("none", "selective", "full"):
-        if kind != plan.recompute:
-            yield _named({"recompute": kind})
-    if plan.data * plan.context > 1:
-        for stage in range(4):
-            if stage != plan.zero:
-                yield _named({"zero": stage})
-    if plan.tensor > 1:
-        yield _named({"sequence_parallel": not plan.sequence_parallel})
-    if plan.pipeline > 1 and plan.schedule == "1f1b":
-        yield _named({"schedule": "interleaved_1f1b", "chunks": 2})
-        yield _named({"schedule": "zb_h1"})
 
 
 def _named(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,17 +174,14 @@ def _heat(grid: Grid, rows: Rows, picture: Any, figure: Any) -> None:  # noqa: A
         elif row["status"] == "infeasible":
             text = str(row["reason"]).replace(", ", "\n")
         else:
-            text = "\n".join(_wrapped(str(row["reason"]), 18)[:4])
+            text = "\n".join(textwrap.wrap(str(row["reason"]), 20)[:4])
         if len(rows) <= 400:
-            picture.text(x, y, text, ha="center", va="center", fontsize=small)
+            behind = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}
+            picture.text(x, y, text, ha="center", va="center", fontsize=small, bbox=behind)
     picture.set_xticks(range(wide), map(format_value, across.values), rotation=30, ha="right")
     picture.set_yticks(range(len(down.values)), map(format_value, down.values))
     picture.set_xlabel(across.path)
     picture.set_ylabel(down.path)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def sensitivity_table(found: Sequence[Sensitivity]) -> Table:

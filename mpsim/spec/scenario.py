@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from mpsim.spec.cluster import ClusterSpec
 from mpsim.spec.model import Network, TorchModule, Transformer
+from mpsim.spec.operation import Candidates, Operation
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.quantities import CountOrZero, Declaration, Ratio
 
@@ -56,6 +57,11 @@ class Scenario(Declaration):
     """Chance in the op times."""
     seed: CountOrZero = 0
     """Seed of the samples."""
+    operation: Operation = Operation()
+    """Failures, checkpoints, energy: what capacity planning needs."""
+    candidates: Candidates = Field(default_factory=list)
+    """Clusters that ``mpsim plan --deadline`` chooses from: names of the zoo, or mappings as for
+    ``cluster`` in which ``nodes`` may be a list or a range; empty: the cluster, in other sizes."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Fields overridden by each named variant; keys are dotted paths or nested mappings."""
 

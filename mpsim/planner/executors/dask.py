@@ -1,4 +1,4 @@
-"""A Dask cluster that the user runs: ``dask scheduler`` and ``dask worker`` with mpsim installed."""
+"""A Dask cluster that the user runs: ``dask scheduler``, ``dask worker`` with mpsim installed."""
 
 from __future__ import annotations
 
