@@ -34,10 +34,21 @@ _ZOO_FIELDS = {
 _UNION_TAGS = {"transformer", "network", "torch"}
 
 
+def scenario_folder() -> Path:
+    """Where the scenarios that come with mpsim are.
+
+    Installed they are the package ``mpsim.scenarios``; run from a checkout that is not installed,
+    the folder beside ``mpsim``.
+    """
+    try:
+        return Path(str(files("mpsim.scenarios")))
+    except ModuleNotFoundError:
+        return Path(__file__).resolve().parents[2] / "scenarios"
+
+
 def shipped_scenarios() -> list[str]:
     """File names of the scenarios that come with mpsim."""
-    folder = files("mpsim.scenarios")
-    return sorted(item.name for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return sorted(path.name for path in scenario_folder().glob("*.yaml"))
 
 
 def find(path: str | Path) -> Path:
@@ -53,7 +64,7 @@ def find(path: str | Path) -> Path:
         return given
     if given.name == str(path):
         for name in (given.name, given.name + ".yaml"):
-            shipped = Path(str(files("mpsim.scenarios") / name))
+            shipped = scenario_folder() / name
             if shipped.is_file():
                 return shipped
     hint = did_you_mean(given.name, shipped_scenarios())
