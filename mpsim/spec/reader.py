@@ -267,6 +267,8 @@ def _plain(message: str, value: Any, kind: str) -> str:  # noqa: ANN401
         return message
     if kind == "union_tag_invalid":
         return message
+    if value == "auto":
+        return "is left open ('auto'): `mpsim plan` searches it"
     text = f"'{value}'" if isinstance(value, str) else f"{value}"
     return f"{message[0].lower()}{message[1:]}, not {text}"
 
