@@ -86,6 +86,7 @@ def measure(
     resume: bool = False,
     precision: float = 0.03,
     only: frozenset[str] | None = None,
+    realtime: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Measurement:
     """Measure this machine into tables.
@@ -102,6 +103,7 @@ def measure(
         resume: Whether to go on with what a folder lacks; else it must hold no tables.
         precision: Relative scatter of the probes, and share of stolen time, that is accepted.
         only: Tables to measure; None: all.
+        realtime: Whether the workers run ahead of all other work of the machine.
         progress: Called after each cell.
 
     Raises:
@@ -111,7 +113,7 @@ def measure(
     placement = choose_placement(devices)
     _prepare(folder, placement, resume=resume)
     cells = plan_cells(placement, only=only)
-    with Workers(placement, timeout=max(120.0, budget)) as workers:
+    with Workers(placement, timeout=max(120.0, budget), realtime=realtime) as workers:
         session = _Session(folder, workers, cells, budget=budget, progress=progress)
         try:
             session.run(precision)

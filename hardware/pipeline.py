@@ -18,6 +18,7 @@ from mpsim.errors import CalibrationError, ScheduleError
 from mpsim.schedule.ops import Kind, Op
 
 from .clocks import offset_to_first, open_clock
+from .counting import Counter
 from .faults import Faults, with_faults
 from .memory import peak_memory
 from .models import (
@@ -56,6 +57,7 @@ class PipelineJob:
         seed: Of weights and data.
         record: Whether each op is stamped.
         memory: Whether a further step tracks the peak memory.
+        count: Whether a further step counts the kernels of each op.
         faults: What is made to go wrong.
     """
 
@@ -73,6 +75,7 @@ class PipelineJob:
     seed: int = 0
     record: bool = True
     memory: bool = False
+    count: bool = False
     faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
@@ -103,6 +106,7 @@ class PipelineRun:
             batch and the buffers for messages.
         clock_offsets: Seconds that each worker's clock was ahead of the first one's.
         spans: Begin and end of each timed step on each worker, by worker.
+        kernels: Kernels that each op launches, by its text, if asked for.
     """
 
     step_seconds: tuple[float, ...]
@@ -112,6 +116,7 @@ class PipelineRun:
     peak_bytes: tuple[int, ...]
     clock_offsets: tuple[float, ...]
     spans: tuple[tuple[tuple[float, float], ...], ...]
+    kernels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ class _Share:
     gradients: dict[str, Tensor]
     peak: int
     ahead: float
+    kernels: dict[str, int] = field(default_factory=dict)
 
 
 def run_pipeline(workers: Workers, job: PipelineJob) -> PipelineRun:
@@ -153,6 +159,7 @@ def run_pipeline(workers: Workers, job: PipelineJob) -> PipelineRun:
         peak_bytes=tuple(share.peak for share in shares),
         clock_offsets=tuple(share.ahead for share in shares),
         spans=tuple(tuple(zip(share.begins, share.ends, strict=True)) for share in shares),
+        kernels={op: count for share in shares for op, count in share.kernels.items()},
     )
 
 
@@ -208,6 +215,8 @@ def _run_share(context: Context, job: PipelineJob, owners: tuple[int, ...]) -> _
             step.run(share, number)
         for number in range(_timed_steps(job, step, share)):
             step.run(share, number)
+        if job.count:
+            share.kernels.update(step.count_kernels())
         if job.memory:
             with peak_memory(context.device) as peak:
                 step.run(share, -1)
@@ -323,6 +332,15 @@ class _Step:
         share.events.extend(events)
         if self.holds_last:
             share.losses.append(sum(loss.item() for loss in losses) / len(losses))
+
+    def count_kernels(self) -> dict[str, int]:
+        """Kernels that each op launches: a step whose actions are stamped with a count."""
+        timed, share = self.recorder, _Share([], [], [], [], {}, 0, 0.0)
+        with Counter() as counter:
+            self.recorder = Recorder(counter)
+            self.run(share, 0)
+        self.recorder = timed
+        return {event.op: round(event.end - event.begin) for event in share.events}
 
     def _clear_gradients(self) -> None:
         """Forget the gradients of the step before."""

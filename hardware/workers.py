@@ -39,10 +39,12 @@ class Workers:
       that started them. None is left behind.
     """
 
-    def __init__(self, placement: Placement, *, timeout: float = 120.0) -> None:
+    def __init__(
+        self, placement: Placement, *, timeout: float = 120.0, realtime: bool = False
+    ) -> None:
         """Keep what to start; nothing runs yet. ``timeout`` (s) bounds each task."""
         self.placement = placement
-        self.timeout = timeout
+        self.timeout, self.realtime = timeout, realtime
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory(prefix="mpsim-workers-")
@@ -138,7 +140,7 @@ class Workers:
         store = str(Path(self._folder.name) / "store")
         worker, world = placement.workers[rank], len(placement.workers)
         limit = max(self.timeout, START_TIMEOUT)
-        tell(ours, Setup(worker, world, placement.backend, store, limit))
+        tell(ours, Setup(worker, world, placement.backend, store, limit, self.realtime))
 
     def _words(self, rank: int) -> Path:
         """File that the output of a worker goes to."""

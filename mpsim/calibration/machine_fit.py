@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsim.calibration.cells import Cell
+from mpsim.cost.turns import held_times
 from mpsim.cost.work import Floats
-from mpsim.cost.worker import Demand, demand_seconds, step_durations
+from mpsim.cost.worker import Demand, demand_seconds, step_parts
 from mpsim.errors import CalibrationError
-from mpsim.schedule.sweep import begins_and_ends
 from mpsim.spec.workers import WorkerFit
 
 START = {
     "forward": 60e-6, "backward": 80e-6, "input_gradient": 80e-6, "weight_gradient": 60e-6,
-    "kernel": 5e-6, "backward_kernel": 6e-6, "split_kernel": 8e-6,
+    "loss": 30e-6, "views": 50e-6, "kernel": 5e-6, "backward_kernel": 6e-6, "split_kernel": 8e-6,
     "rate": 80e9, "half_rows": 4.0, "half_columns": 8.0, "half_depth": 8.0,
     "operands": 20e9, "stream": 10e9, "functions": 5e8, "attention": 10e9,
-    "send": 50e-6, "receive": 40e-6, "wake": 20e-6, "slice": 50e-3, "copying": 4e9, "latency": 60e-6, "bandwidth": 2e9,
+    "send": 50e-6, "receive": 40e-6, "fresh": 4e9, "wake": 20e-6, "slice": 50e-3, "copying": 4e9, "latency": 60e-6, "bandwidth": 2e9,
     "gap": 5e-6, "setup": 100e-6, "update": 100e-6, "tensor": 8e-6,
 }  # fmt: skip
 """Where the search starts: orders of magnitude of a server core; each may move by ``FREEDOM``."""
@@ -27,7 +27,7 @@ START = {
 FREEDOM = 300.0
 """Largest factor between a parameter and its start."""
 
-STEP_WEIGHT, OP_WEIGHT, MESSAGE_WEIGHT, PRIOR_WEIGHT = 1.0, 0.5, 0.3, 0.01
+STEP_WEIGHT, OP_WEIGHT, MESSAGE_WEIGHT, PRIOR_WEIGHT = 1.0, 0.5, 0.3, 0.02
 """Weights of residuals. An op is one of several of its cell; the prior keeps a parameter that no
 cell determines at its start."""
 
@@ -97,9 +97,9 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
 
 def step_seconds(cell: Cell, fit: WorkerFit) -> float:
     """Predicted seconds of a cell's step."""
-    graph = cell.asked.graph
-    waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
-    _, end = begins_and_ends(*waits, step_durations(cell.asked, fit))
+    parts = step_parts(cell.asked, fit)
+    lengths = sum(parts.values(), start=np.zeros(cell.asked.graph.num_ops))
+    _, end, _ = held_times(cell.asked.graph, cell.asked.turns, lengths, fit.slice)
     return float(end.max())
 
 

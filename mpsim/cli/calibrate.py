@@ -1,9 +1,10 @@
-"""``mpsim calibrate``: a profile from measurement tables."""
+"""``mpsim calibrate``: a profile from this machine, or from measurement tables."""
 
 from __future__ import annotations
 
 import datetime
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import click
 from rich.console import Console
 
 from mpsim.calibration.fit import fit_profile
+from mpsim.calibration.machine import fit_machine
 from mpsim.calibration.target import target
+from mpsim.cli.measuring import check_drift, measure_machine, parse_seconds, show_machine
 from mpsim.errors import CalibrationError
 from mpsim.report.residuals import residual_grid
 from mpsim.spec.profile import Profile, dump_profile
@@ -26,20 +29,70 @@ _PIPE_WIDTH = 120
 @click.option(
     "--from",
     "folder",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Folder with gemm.csv, collectives.csv, ... (or NAME.gemm.csv.gz, ...).",
+    help="Folder of earlier measurements (steps.jsonl, or gemm.csv, collectives.csv, ...): only fit.",
+)
+@click.option("--device", "name", help="Device of the zoo, or a new name: names the profile.")
+@click.option("--devices", help="Devices of the two workers, as cuda:0,cuda:1; default: the best.")
+@click.option("--budget", default="180 s", show_default=True, help="Time to measure for.")
+@click.option("--measure-only", is_flag=True, help="Measure, and leave the fit for --from.")
+@click.option("--resume", is_flag=True, help="Go on with what a measurement lacks.")
+@click.option(
+    "--check", metavar="PROFILE", help="Measure again and tell how far the machine has drifted."
 )
 @click.option(
-    "--device", "name", required=True, help="Device of the zoo, or a new name: names the profile."
+    "--realtime", is_flag=True, help="Run the workers ahead of all other work (needs the right to)."
 )
-@click.option("--link", help="Link of the zoo that the collectives ran over.")
-@click.option("--source", help="Where the tables come from, with their licence.")
+@click.option("--link", help="Link of the zoo that the collectives of --from ran over.")
+@click.option("--source", help="Where the tables of --from come from, with their licence.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: NAME.yaml.")
 def calibrate(
+    *,
+    folder: Path | None,
+    name: str | None,
+    devices: str | None,
+    budget: str,
+    measure_only: bool,
+    resume: bool,
+    check: str | None,
+    realtime: bool,
+    link: str | None,
+    source: str | None,
+    out: Path | None,
+) -> None:
+    """Measure this machine, fit a profile, judge it on what it has not seen, write NAME.yaml.
+
+    Without --from the devices are found (two GPUs, a GPU and the CPU, or two CPU processes) and
+    measured; the raw measurements stay in the folder NAME.measured beside the profile.
+    """
+    if folder is not None and not (folder / "steps.jsonl").is_file():
+        if name is None:
+            raise click.UsageError("--from needs --device, the name of the device")
+        _fit_tables(folder, name=name, link=link, source=source, out=out)
+        return
+    stem = name or (out.stem if out else "machine")
+    path = out or Path(f"{stem}.yaml")
+    seconds = parse_seconds(budget)
+    if check is not None:
+        check_drift(check, devices=devices, budget=seconds, realtime=realtime)
+        return
+    if folder is None:
+        folder = path.with_name(f"{path.stem}.measured")
+        measure_machine(
+            folder, devices=devices, budget=seconds, resume=resume, realtime=realtime
+        )
+        if measure_only:
+            return
+    begin = time.monotonic()
+    profile = fit_machine(folder, name=path.stem)
+    _write(profile, path)
+    show_machine(profile, path, time.monotonic() - begin)
+
+
+def _fit_tables(
     folder: Path, *, name: str, link: str | None, source: str | None, out: Path | None
 ) -> None:
-    """Fit a profile to tables of measurements, judge it on rows held out, write NAME.yaml."""
+    """Fit a profile to tables of kernels and collectives."""
     tables = read_folder(folder, device=name)
     machine = read_machine(folder)
     goal = target(name, tables, machine, link=link)

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsim.cost.passes import COMPUTE, LAUNCH, UPDATE, LayerSeconds, Steps
+from mpsim.cost.turns import Turns, held_times, turns
 from mpsim.cost.work import Floats, Ints, Link, Work
 from mpsim.schedule.graph import OpGraph
 from mpsim.schedule.ops import Kind
-from mpsim.schedule.sweep import begins_and_ends
 from mpsim.spec.workers import WorkerFit
 from mpsim.workload.layers import Kernel, Layer
 
 _FUNCTIONS = ("gelu", "silu", "sigmoid", "tanh", "softmax", "cross_entropy", "binary", "loss")
 """Beginnings of the names of elementwise kernels that take an exponential or a logarithm."""
-
-_ROUNDS = 3
-"""Runs of a step in which the holds of transfers settle."""
 
 FORWARD, BACKWARD, INPUT, WEIGHT = range(4)
 """Rows of a table of op times, for F, B, I and W."""
@@ -38,6 +35,8 @@ class Demand:
     streamed: Floats  # (H,) B that elementwise kernels move
     functions: Floats  # (H,) elements that an exponential or a logarithm is taken of
     attention: Floats  # (H,) FLOP of fused attention
+    attentions: Floats  # (H,) calls of fused attention
+    losses: Floats  # (H,) 1 for forward passes of the last stage, else 0
     empty: Floats  # (H,) 1 where the pass does nothing at all, else 0
     owner: Ints  # (G,) pass of each product
     shape: Floats  # (G, 4) batch, m, n, k
@@ -46,11 +45,11 @@ class Demand:
 
 
 def demand(passes: Sequence[tuple[int, Steps]]) -> Demand:
-    """Sum up passes, each given with its kind.
+    """Sum up passes, each given with its kind; the last forward pass is that with the loss.
 
     Exchanges inside a pass are not counted: workers that run together have one stage each.
     """
-    rows = np.zeros((len(passes), 4))
+    rows = np.zeros((len(passes), 6))
     products: list[tuple[int, Kernel]] = []
     for index, (_, steps) in enumerate(passes):
         for step in steps:
@@ -61,10 +60,13 @@ def demand(passes: Sequence[tuple[int, Steps]]) -> Demand:
                 products.append((index, step))
             elif step.kind == "attention":
                 rows[index, 3] += step.flops * step.count
+                rows[index, 4] += step.count
             else:
                 rows[index, 1] += step.nbytes * step.count
                 if step.name.startswith(_FUNCTIONS):
                     rows[index, 2] += step.nbytes * step.count / 8  # reads and writes 4 B each
+    forwards = [index for index, (kind, _) in enumerate(passes) if kind == FORWARD]
+    rows[forwards[-1:], 5] = 1.0
     kernels = [kernel for _, kernel in products]
     return Demand(
         kind=np.array([kind for kind, _ in passes], np.int32),
@@ -72,6 +74,8 @@ def demand(passes: Sequence[tuple[int, Steps]]) -> Demand:
         streamed=rows[:, 1],
         functions=rows[:, 2],
         attention=rows[:, 3],
+        attentions=rows[:, 4],
+        losses=rows[:, 5],
         empty=np.array([float(not steps) for _, steps in passes]),
         owner=np.array([index for index, _ in products], np.int32),
         shape=np.array([kernel.shape for kernel in kernels], float).reshape(-1, 4),
@@ -86,6 +90,7 @@ def demand_seconds(asked: Demand, fit: WorkerFit) -> tuple[Floats, Floats]:
         product = 2 b m n k / rate x (1 + m½/m) (1 + n½/n) (1 + k½/k) + bytes / operands
         kernels = products + bytes / stream + elements / functions + FLOP / attention
         host    = that of the op + kernels launched x that of a kernel of such a pass
+                  + attentions x views + that of the loss
 
     Caches are not told apart: the rates are those of a training step's mixture.
 
@@ -103,7 +108,10 @@ def demand_seconds(asked: Demand, fit: WorkerFit) -> tuple[Floats, Floats]:
     )
     own = np.array([fit.forward, fit.backward, fit.input_gradient, fit.weight_gradient])
     each = np.array([fit.kernel, fit.backward_kernel, fit.split_kernel, fit.split_kernel])
-    host: Floats = (own[asked.kind] + asked.kernels * each[asked.kind]) * (1 - asked.empty)
+    beside = asked.attentions * fit.views + asked.losses * fit.loss
+    host: Floats = (own[asked.kind] + asked.kernels * each[asked.kind] + beside) * (
+        1 - asked.empty
+    )
     return kernels, host
 
 
@@ -149,8 +157,6 @@ class HostWork:
     waits: Floats  # (N,) messages waited for
     transfer: Floats  # (N,) 1 for transfers
     nbytes: Floats  # (N,) B of transfers
-    release: Ints  # (N,) of a transfer: last op before its sender next waits; -1: none
-    producer: Ints  # (N,) of a transfer: the op that makes it; -1: none
 
 
 def host_work(graph: OpGraph, nbytes: Floats) -> HostWork:
@@ -177,29 +183,9 @@ def host_work(graph: OpGraph, nbytes: Floats) -> HostWork:
     np.add.at(moved, graph.pred[feeds], nbytes[owner[feeds]])
     setups[compute & (graph.previous < 0)] = 1.0
     updates = (graph.kind == Kind.STEP).astype(float)
-    producer = np.full(count, -1, np.int32)
-    producer[owner[feeds]] = graph.pred[feeds]
-    release = np.where(producer >= 0, _last_before_wait(graph, waits)[producer], -1)
     return HostWork(
-        sends, receives, moved, setups, updates, waits,
-        transfer.astype(float), nbytes, release, producer,
-    )  # fmt: skip
-
-
-def _last_before_wait(graph: OpGraph, waits: Floats) -> Ints:
-    """Of each op: the op on its stream after which the core next waits for a message, (N,).
-
-    After the last compute op of a step it waits for its last messages to leave.
-    """
-    last = np.arange(graph.num_ops, dtype=np.int32)
-    following = np.full(graph.num_ops, -1, np.int32)
-    later = np.flatnonzero(graph.previous >= 0)
-    following[graph.previous[later]] = later
-    for op in graph.topological[::-1].tolist():
-        after = following[op]
-        if after >= 0 and not waits[after] and graph.kind[after] != Kind.STEP:
-            last[op] = last[after]
-    return last
+        sends, receives, moved, setups, updates, waits, transfer.astype(float), nbytes
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +196,10 @@ class StepDemand:
     passes: Demand
     row: Ints  # (N,) pass of each compute op; -1: none
     host: HostWork
+    turns: Turns
     tensors: Floats  # (N,) parameter tensors that an update touches
     updated: Floats  # (N,) B of their elements
+    touched: Floats  # (N,) B of gradients at the first backward op of a stage in the step
 
 
 def step_demand(
@@ -235,11 +223,21 @@ def step_demand(
             count[update[device]] += tensors(stages[stage])
             parameters = sum(layer.parameters for layer in stages[stage])
             updated[update[device]] += parameter_bytes * parameters
+    touched = np.zeros(graph.num_ops)
+    for op in np.flatnonzero((graph.kind == Kind.B) | (graph.kind == Kind.W))[::-1].tolist():
+        mine = (graph.stage == graph.stage[op]) & (touched > 0)
+        touched[mine] = 0.0
+        touched[op] = parameter_bytes * sum(
+            layer.parameters for layer in stages[graph.stage[op]]
+        )
     output = np.array([layers[-1].output_nbytes for layers in stages])
     nbytes = np.where(graph.kind == Kind.SEND_F, output[graph.stage], 0.0)
     back = graph.kind == Kind.SEND_B
     nbytes[back] = output[graph.stage[back] - 1]
-    return StepDemand(graph, demand(passes), row, host_work(graph, nbytes), count, updated)
+    work = host_work(graph, nbytes)
+    return StepDemand(
+        graph, demand(passes), row, work, turns(graph), count, updated, touched
+    )
 
 
 def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
@@ -265,7 +263,7 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
         + 5 * asked.updated / fit.stream
     )
     return {
-        COMPUTE: compute * kernels[row],
+        COMPUTE: compute * kernels[row] + asked.touched / fit.fresh,
         LAUNCH: compute * host[row] + beside,
         UPDATE: update,
         "transfers": work.transfer * (fit.latency + work.nbytes / fit.bandwidth),
@@ -273,27 +271,10 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
 
 
 def held_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
-    """As ``step_parts``, with the time that transfers wait for a core that computes.
-
-    The core that computes also moves the messages, in a thread of its own. That thread gets the core
-    when the worker waits for a message itself, or when the scheduler's slice is over:
-
-        held = min(end of the last op before the sender waits - end of the producer, slice)
-
-    Since this depends on when ops run, it is found by running the step, from no holds, some times.
-    """
+    """As ``step_parts``, with the time that transfers wait for a core that computes."""
     parts = step_parts(asked, fit)
-    work, graph = asked.host, asked.graph
-    sent = np.flatnonzero(work.producer >= 0)
-    free = sum(parts.values(), start=np.zeros(graph.num_ops))
-    held = np.zeros(graph.num_ops)
-    waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
-    for _ in range(_ROUNDS):
-        _, end = begins_and_ends(*waits, free + held)
-        late = end[work.release[sent]] - end[work.producer[sent]]
-        if not late.any():
-            break
-        held[sent] = np.minimum(late, fit.slice)
+    lengths = sum(parts.values(), start=np.zeros(asked.graph.num_ops))
+    _, _, held = held_times(asked.graph, asked.turns, lengths, fit.slice)
     return {**parts, "transfers": parts["transfers"] + held}
 
 

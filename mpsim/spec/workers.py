@@ -42,6 +42,10 @@ class WorkerFit(Declaration):
     """The same of a backward op for the input alone."""
     weight_gradient: Seconds
     """The same of a backward op for the weights alone."""
+    loss: Seconds
+    """What the loss adds to a forward op of the last stage: the runtime's bookkeeping."""
+    views: Seconds
+    """Host time of the views around a fused attention: heads split, transposed, joined."""
     kernel: Seconds
     """Host time of a kernel of a forward pass: its dispatch and its node in the graph."""
     backward_kernel: Seconds
@@ -68,6 +72,8 @@ class WorkerFit(Declaration):
     """Host time to begin to send a message."""
     receive: Seconds
     """Host time to begin to receive a message."""
+    fresh: Bandwidth
+    """Rate at which a step's gradients are first touched: pages of memory that the system gives."""
     wake: Seconds
     """Time of a wait for a message that is there."""
     slice: Seconds
