@@ -86,11 +86,6 @@ def stage_memory(
     buffers = _pipeline_buffers(chunks, plan)
     if buffers:
         state.static["pipeline_buffers"] = buffers
-    if "activations" in plan.offload:
-        widest = max((_kept(layer) for layer in flat), default=0.0)
-        whole = max((sum(map(_kept, chunk)) for chunk in chunks), default=0.0)
-        buffers = min(2 * widest, whole)  # no more than a microbatch would hold
-        state.static["offload_buffers"] = state.static.get("offload_buffers", 0.0) + buffers
     return StageMemory(
         state.static,
         tuple(chunk_memory(chunk, offloaded="activations" in plan.offload) for chunk in chunks),
@@ -131,7 +126,8 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
     worst of these moments needs beyond all the kept tensors.
 
     Where a whole network is recomputed, its layers keep nothing: the stage's input is kept, and
-    backward holds what all of the stage's layers would have kept.
+    backward holds what all of the stage's layers would have kept. With activations in host memory
+    nothing is kept, and the buffers they pass through stand while an op runs.
     """
     kept: dict[str, float] = {}
     for layer in layers:
@@ -147,7 +143,11 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
         forward = max(forward, held + layer.forward_workspace_nbytes - total)
         backward = max(backward, held + layer.workspace_nbytes + revived - total)
     store = min(total, sum(_weight_store(layer) for layer in layers))
-    return ChunkMemory({} if offloaded else kept, forward, backward, store)
+    if offloaded:
+        # one layer in use and one on its way, while an op runs
+        buffer = min(2 * max(map(_kept, layers), default=0.0), total)
+        return ChunkMemory({}, forward + buffer, backward + buffer, store)
+    return ChunkMemory(kept, forward, backward, store)
 
 
 def _weight_store(layer: Layer) -> float:

@@ -56,6 +56,7 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
                     "bandwidth": f"{float(generator.uniform(10, 900)):.6g} GB/s",
                     "latency": f"{float(generator.uniform(0, 20)):.6g} us",
                 },
+                "host_link": "pcie4",
             },
             "network": {
                 "bandwidth": f"{float(generator.uniform(1, 50)):.6g} GB/s",
@@ -75,6 +76,7 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
             "sequence_parallel": bool(tensor > 1 and generator.random() < 0.5),
             "overlap_data": bool(generator.random() < 0.5),
             "overlap_tensor": bool(generator.random() < 0.5),
+            "offload": _offload(generator),
             "p2p": _pick(generator, ("async", "batched", "serial")) if chunks == 1 else "async",
         },
         "training": {
@@ -85,6 +87,12 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
             "optimizer": _pick(generator, ("sgd", "momentum", "adam")),
         },
     }
+
+
+def _offload(generator: np.random.Generator) -> list[str]:
+    """What is kept in host memory: mostly nothing."""
+    kinds = ("optimizer", "weights", "activations")
+    return [kind for kind in kinds if generator.random() < 0.1]
 
 
 def _model(generator: np.random.Generator, stages: int) -> dict[str, Any]:

@@ -109,16 +109,30 @@ def recomputation(report: Report) -> Complaint:
     """Recomputation never holds more than none does, and is never faster.
 
     Selective and full recomputation are not compared: with few layers the former may hold less,
-    since it brings back one attention core at a time.
+    since it brings back one attention core at a time. Where activations are kept in host memory,
+    recomputation leaves less to carry there, and may well be faster.
     """
-    kind = report.scenario.plan.recompute
+    kind, carried = report.scenario.plan.recompute, "activations" in report.scenario.plan.offload
     if kind == "none":
         return None
     none = simulate(changed(report.scenario, {"plan.recompute": "none"}), engine="fast")
-    if report.step_time < none.step_time * (1 - _ROUNDING):
+    if not carried and report.step_time < none.step_time * (1 - _ROUNDING):
         return f"{kind} recomputation takes {report.step_time!r} s, none {none.step_time!r} s"
     if report.peak_memory > none.peak_memory * (1 + _ROUNDING):
         return f"{kind} recomputation holds {report.peak_memory!r} B, none {none.peak_memory!r} B"
+    return None
+
+
+def offloading(report: Report) -> Complaint:
+    """Keeping state or activations in host memory never holds more, and is never faster."""
+    offload = report.scenario.plan.offload
+    if not offload:
+        return None
+    none = simulate(changed(report.scenario, {"plan.offload": []}), engine="fast")
+    if report.step_time < none.step_time * (1 - _ROUNDING):
+        return f"offload of {offload} takes {report.step_time!r} s, none {none.step_time!r} s"
+    if report.peak_memory > none.peak_memory * (1 + _ROUNDING):
+        return f"offload of {offload} holds {report.peak_memory!r} B, none {none.peak_memory!r} B"
     return None
 
 
@@ -208,6 +222,7 @@ RULES: dict[str, Callable[[Report], Complaint]] = {
         more_flops,
         sharding,
         recomputation,
+        offloading,
         sums,
         lower_bound,
         larger_batch,
