@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsim.calibration.cells import Cell
-from mpsim.cost.turns import held_times
 from mpsim.cost.work import Floats
-from mpsim.cost.worker import Demand, demand_seconds, step_parts
+from mpsim.cost.worker import Demand, demand_seconds, worker_step_seconds
 from mpsim.errors import CalibrationError
 from mpsim.spec.workers import WorkerFit
 
@@ -97,10 +96,7 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
 
 def step_seconds(cell: Cell, fit: WorkerFit) -> float:
     """Predicted seconds of a cell's step."""
-    parts = step_parts(cell.asked, fit)
-    lengths = sum(parts.values(), start=np.zeros(cell.asked.graph.num_ops))
-    _, end, _ = held_times(cell.asked.graph, cell.asked.turns, lengths, fit.slice)
-    return float(end.max())
+    return worker_step_seconds(cell.asked, fit)
 
 
 def _cell_residuals(cells: Sequence[Cell], passes: Demand, fit: WorkerFit) -> Floats:

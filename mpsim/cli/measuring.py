@@ -101,7 +101,7 @@ def _teller(bar: Progress, task: TaskID) -> Callable[[Measured], None]:
     return tell
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str, where: str = "--budget") -> float:
     """A duration with its unit, as ``60s``.
 
     Raises:
@@ -110,9 +110,9 @@ def parse_seconds(text: str) -> float:
     try:
         seconds = parse(text, "s")
     except ValueError as error:
-        raise ScenarioError("--budget", str(error)) from None
+        raise ScenarioError(where, str(error)) from None
     if seconds <= 0:
-        raise ScenarioError("--budget", f"must be more than zero, not '{text}'")
+        raise ScenarioError(where, f"must be more than zero, not '{text}'")
     return seconds
 
 

@@ -270,17 +270,11 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
     }
 
 
-def held_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
-    """As ``step_parts``, with the time that transfers wait for a core that computes."""
-    parts = step_parts(asked, fit)
-    lengths = sum(parts.values(), start=np.zeros(asked.graph.num_ops))
-    _, _, held = held_times(asked.graph, asked.turns, lengths, fit.slice)
-    return {**parts, "transfers": parts["transfers"] + held}
-
-
-def step_durations(asked: StepDemand, fit: WorkerFit) -> Floats:
-    """Seconds of each op, (N,)."""
-    return sum(held_parts(asked, fit).values(), start=np.zeros(asked.graph.num_ops))
+def worker_step_seconds(asked: StepDemand, fit: WorkerFit) -> float:
+    """Seconds of a step by the longest path, messages waiting for cores that compute."""
+    lengths = sum(step_parts(asked, fit).values(), start=np.zeros(asked.graph.num_ops))
+    _, end, _ = held_times(asked.graph, asked.turns, lengths, fit.slice)
+    return float(end.max())
 
 
 def worker_work(asked: StepDemand, fit: WorkerFit) -> Work:
@@ -290,8 +284,10 @@ def worker_work(asked: StepDemand, fit: WorkerFit) -> Work:
     of the ops at both ends.
     """
     graph, transfer = asked.graph, asked.host.transfer > 0
-    parts = held_parts(asked, fit)
-    parts["transfers"] = parts["transfers"] - asked.host.nbytes * transfer / fit.bandwidth
+    parts = step_parts(asked, fit)
+    lengths = sum(parts.values(), start=np.zeros(graph.num_ops))
+    _, _, held = held_times(graph, asked.turns, lengths, fit.slice)
+    parts["transfers"] = transfer * fit.latency + held
     pairs = graph.device.astype(np.int64) * graph.num_devices + graph.peer
     link = np.full(graph.num_ops, -1, np.int32)
     found = np.unique(pairs[transfer])

@@ -9,15 +9,14 @@ import numpy as np
 
 from mpsim.cost.compiled import Compiled
 from mpsim.cost.work import Floats
-from mpsim.cost.worker import step_demand, step_durations, step_facts
-from mpsim.schedule.sweep import begins_and_ends
+from mpsim.cost.worker import StepDemand, step_demand, step_facts, worker_step_seconds
 from mpsim.spec.cluster import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from mpsim.spec.profile import Profile
 from mpsim.spec.scenario import Scenario
-from mpsim.spec.workers import Workers
+from mpsim.spec.workers import WorkerFit, Workers
 
-SAMPLES = 200
-"""Draws of parameters and spread; more move the ends of the interval by less than they are wide."""
+SAMPLES = 2000
+"""Draws; more move the ends of the interval by less than a fiftieth of its width."""
 
 WIDENING = 0.5
 """Standard deviation that a fact beyond the fitted range adds, for each factor of e beyond it."""
@@ -40,31 +39,45 @@ class StepInterval:
 def step_interval(compiled: Compiled) -> StepInterval:
     """Steps of measured workers: what the fit leaves open, and what it has been wrong by.
 
-        step = longest path(parameters drawn) x exp(residual drawn + widening x z)
+        step = longest path x exp(gradient . drawn parameters + residual drawn + widening x z)
 
-    Residuals are those of cells that their fit had not seen, run-to-run spread included; outside
-    the fitted range the interval widens with the distance.
+    Parameters are drawn from the covariance of their logarithms, and propagated to first order:
+    one that the cells did not determine has no slope here either, unless this scenario leaves
+    their range. Residuals are those of cells that their fit had not seen, run-to-run spread
+    included; outside the fitted range the interval widens with the distance.
     """
     workers = compiled.machine.workers
     assert workers is not None
     generator = np.random.default_rng(compiled.scenario.seed)
-    graph, asked = compiled.graph, step_demand(compiled.graph, compiled.stages)
-    waits = (graph.topological, graph.previous, graph.pred_starts, graph.pred)
-    steps = [
-        begins_and_ends(*waits, step_durations(asked, fit))[1].max()
-        for fit in workers.samples(SAMPLES, generator)
-    ]
+    asked = step_demand(compiled.graph, compiled.stages)
     beyond = workers.outside(step_facts(asked, compiled.stages))
-    return StepInterval(np.array(steps) * _factors(workers, sum(beyond.values()), generator), beyond)
+    slope, step = _slopes(asked, workers)
+    deviation = float(np.sqrt(max(slope @ workers.matrix @ slope, 0.0)))
+    exponent = generator.choice(np.array(workers.residuals or (0.0,)), SAMPLES)
+    exponent = exponent + deviation * generator.standard_normal(SAMPLES)
+    exponent += WIDENING * sum(beyond.values()) * generator.standard_normal(SAMPLES)
+    return StepInterval(step * np.exp(exponent), beyond)
 
 
-def _factors(workers: Workers, beyond: float, generator: np.random.Generator) -> Floats:
-    """Measured over predicted, drawn from the residuals."""
-    residuals = np.array(workers.residuals or (0.0,))
-    drawn = generator.choice(residuals, SAMPLES) + 0.0
-    drawn += WIDENING * beyond * generator.standard_normal(SAMPLES)
-    factors: Floats = np.exp(drawn)
-    return factors
+def _slopes(asked: StepDemand, workers: Workers) -> tuple[Floats, float]:
+    """Slope of the step's logarithm by each parameter's, and the step, s."""
+    values = workers.fit.values
+    step = worker_step_seconds(asked, workers.fit)
+    slopes = [
+        np.log(
+            worker_step_seconds(
+                asked, WorkerFit.of(values | {name: values[name] * float(np.exp(_SMALL))})
+            )
+            / step
+        )
+        / _SMALL
+        for name in workers.names
+    ]
+    return np.array(slopes), step
+
+
+_SMALL = 0.01
+"""Relative change of a parameter by which slopes are taken."""
 
 
 def worker_notes(compiled: Compiled) -> list[str]:

@@ -164,22 +164,6 @@ class Workers(Declaration):
         """The covariance as an array."""
         return np.array(self.covariance, float).reshape(len(self.names), len(self.names))
 
-    def samples(self, count: int, generator: np.random.Generator) -> list[WorkerFit]:
-        """Fits drawn from the covariance of the logarithms."""
-        values = self.fit.values
-        if not self.names:
-            return [self.fit] * count
-        drawn = generator.multivariate_normal(
-            np.zeros(len(self.names)), self.matrix, size=count, method="eigh"
-        )
-        return [
-            WorkerFit.of(
-                values
-                | {n: values[n] * float(np.exp(d)) for n, d in zip(self.names, row, strict=True)}
-            )
-            for row in drawn
-        ]
-
     def outside(self, facts: Mapping[str, float]) -> dict[str, float]:
         """Facts that lie outside the fitted range: name → logarithm of the factor beyond it."""
         found: dict[str, Any] = {}

@@ -1,0 +1,304 @@
+"""``mpsim check`` and ``mpsim budget``: predictions against a real run, or a measured step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mpsim.calibration.cells import QUIET
+from mpsim.cli.measuring import parse_seconds
+from mpsim.cost.compiled import Compiled, compile_scenario
+from mpsim.engine import longest_path
+from mpsim.errors import CalibrationError, ScenarioError
+from mpsim.report.interval import on_workers, step_interval
+from mpsim.simulation import simulate
+from mpsim.spec.model import Network, Transformer
+from mpsim.spec.profile import Profile, load_profile
+from mpsim.spec.reader import load
+from mpsim.spec.scenario import Scenario
+from mpsim.units import format_seconds
+from mpsim.validation.gap import CAUSES, Gap, Span, gap, worker_times
+from mpsim.validation.spans import host_shares, measured_spans, predicted_spans, trace_of
+
+if TYPE_CHECKING:
+    from mpsim.hardware.pipeline import PipelineJob, PipelineRun
+
+_PROFILE = "machine.yaml"
+_LOSSES = ("softmax", "cross_entropy", "binary_cross_entropy", "mse")
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override a field by its dotted path, as in plan.pipeline=2; repeatable.",
+)
+_SHOWN = 8
+
+
+@click.command()
+@click.argument("file")
+@_SET
+@click.option(
+    "--profile", default=_PROFILE, show_default=True, help="Profile that mpsim calibrate wrote."
+)
+@click.option("--devices", help="Devices of the workers, as cpu,cpu; default: those of the profile.")
+@click.option("--steps", type=click.IntRange(3, 1000), default=20, show_default=True)
+@click.option("--trace", type=click.Path(path_type=Path), help="Write both steps as one trace.")
+@click.option("--realtime", is_flag=True, help="Run the workers ahead of all other work.")
+def check(
+    file: str,
+    *,
+    overrides: Sequence[str],
+    profile: str,
+    devices: str | None,
+    steps: int,
+    trace: Path | None,
+    realtime: bool,
+) -> None:
+    """Run a small scenario FILE in torch with the simulated schedule, and explain the gap.
+
+    The run trains in fp32 with plain gradient descent and no clipping, and so does the simulation
+    that it is held against.
+    """
+    fitted = _load(profile)
+    compiled = compile_scenario(*prepared(load(file, overrides), fitted))
+    job, names = _job(compiled, steps), devices or _devices(fitted, compiled)
+    run = _run(job, names, realtime=realtime)
+    done = compare(compiled, run)
+    console = Console()
+    _show(done, compiled, console)
+    if trace is not None:
+        trace.write_text(json.dumps(trace_of(done.predicted, done.measured)), encoding="utf-8")
+        console.print(f"wrote {trace}")
+
+
+@click.command()
+@click.argument("file")
+@_SET
+@click.option("--measured", required=True, help="Measured seconds of a step, as 1.93s.")
+@click.option("--profile", help="Profile of the zoo, or a file that mpsim calibrate wrote.")
+@click.pass_context
+def budget(
+    ctx: click.Context, file: str, *, overrides: Sequence[str], measured: str, profile: str | None
+) -> None:
+    """Say whether a measured step lies in the interval predicted for scenario FILE.
+
+    Exit code 0 if it does, 1 if not, with what the predicted step is made of.
+    """
+    seconds = parse_seconds(measured, "--measured")
+    scenario = load(file, overrides)
+    report = simulate(scenario, profile=load_profile(profile) if profile else None)
+    low, high = report.interval or (report.step_time * 0.85, report.step_time * 1.15)
+    basis = "90 % interval" if report.interval else "within 15 %: the profile gives no interval"
+    inside = low <= seconds <= high
+    click.echo(
+        f"{scenario.name}: measured {format_seconds(seconds, 4)}, predicted "
+        f"{format_seconds(report.step_time, 4)} ({format_seconds(low, 4)} to "
+        f"{format_seconds(high, 4)}, {basis}): {'inside' if inside else 'OUTSIDE'}"
+    )
+    if not inside:
+        over = seconds - report.step_time
+        click.echo(f"{format_seconds(abs(over))} {'more' if over > 0 else 'less'} than predicted")
+        for cause, part in sorted(report.waterfall.items(), key=lambda item: -item[1])[:_SHOWN]:
+            share = part / report.step_time
+            click.echo(f"    {cause:<18} {format_seconds(part):>10}  {share:.0%} of the prediction")
+        click.echo("run `mpsim check` on this machine to see which of them it is")
+    ctx.exit(0 if inside else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A scenario predicted and run."""
+
+    predicted: list[Span]
+    measured: list[Span]
+    gap: Gap
+    seconds: tuple[float, ...]  # s of each step that was run
+    interval: tuple[float, float] | None  # s, 90 %
+
+
+def _load(name: str) -> Profile:
+    """The profile, or what to do where there is none."""
+    if name == _PROFILE and not Path(name).exists():
+        raise CalibrationError(
+            f"{name} is not there: run `mpsim calibrate`, or name a profile with --profile"
+        )
+    return load_profile(name)
+
+
+def prepared(scenario: Scenario, profile: Profile) -> tuple[Scenario, Profile]:
+    """The scenario as torch's pipeline runtime runs it here, and the profile.
+
+    Raises:
+        ScenarioError: If it asks for what the runner does not do.
+        CalibrationError: If the profile is not of a measured machine.
+    """
+    plan = scenario.plan
+    if profile.workers is None:
+        raise CalibrationError(f"{profile.name}: is not the profile of a measured machine")
+    if plan.devices != plan.pipeline or plan.pipeline < 2:
+        raise ScenarioError(
+            "plan", "mpsim check runs pipelines: tensor, data and context 1, pipeline 2 or more"
+        )
+    if plan.recompute != "none":
+        raise ScenarioError("plan.recompute", "mpsim check runs without recomputation: use none")
+    training = scenario.training.model_copy(
+        update={"precision": "fp32", "optimizer": "sgd", "gradient_clipping": False}
+        | {"parameter_type": None, "framework": "torch"}
+    )
+    return on_workers(scenario.model_copy(update={"training": training}), profile), profile
+
+
+def _devices(profile: Profile, compiled: Compiled) -> str:
+    """One device for each stage, as the profile was measured, then round again."""
+    assert profile.workers is not None
+    names = profile.workers.devices
+    count = compiled.scenario.plan.pipeline
+    return ",".join(names[index % len(names)] for index in range(count))
+
+
+def _job(compiled: Compiled, steps: int) -> PipelineJob:
+    """What the workers run."""
+    from mpsim.hardware.pipeline import PipelineJob
+    from mpsim.hardware.schedules import torch_text
+
+    scenario, order = compiled.scenario, compiled.order
+    assert order is not None
+    model = scenario.model
+    if not isinstance(model, Network | Transformer):
+        raise ScenarioError("model", "a traced torch module is simulated only; check runs networks")
+    counts = [len(stage) for stage in compiled.stages]
+    if isinstance(model, Network) and model.network[-1].type in _LOSSES:
+        counts[-1] -= 1
+    return PipelineJob(
+        model,
+        tuple(counts),
+        torch_text(order),
+        scenario.microbatches,
+        scenario.training.global_batch,
+        sequence=scenario.training.sequence,
+        steps=steps,
+        warmup=3,
+        learning_rate=1e-3,
+        count=True,
+    )
+
+
+def _run(job: PipelineJob, devices: str, *, realtime: bool) -> PipelineRun:
+    """Run it for real."""
+    from mpsim.hardware.measure import choose_placement
+    from mpsim.hardware.pipeline import run_pipeline
+    from mpsim.hardware.workers import Workers
+
+    placement = choose_placement(devices)
+    click.echo(f"running {job.steps} steps on {placement.describes}", err=True)
+    with Workers(placement, realtime=realtime) as workers:
+        return run_pipeline(workers, job)
+
+
+def compare(compiled: Compiled, run: PipelineRun) -> Compared:
+    """The prediction beside the run's step at the quiet quantile."""
+    order = np.argsort(run.step_seconds)
+    chosen = int(order[round(QUIET * (len(order) - 1))])
+    events = [event for event in run.events if event.step == chosen]
+    begin = run.spans[events[0].worker][chosen][0]
+    first = min(span[chosen][0] for span in run.spans)
+    begin = min(begin, first)
+    shares = host_shares(compiled, events, run.kernels)
+    measured = measured_spans(events, begin, host=shares)
+    timeline = longest_path.run(compiled.graph, compiled.work)
+    predicted = predicted_spans(compiled, timeline)
+    interval = step_interval(compiled).bounds
+    return Compared(
+        predicted, measured, gap(predicted, measured), tuple(run.step_seconds), interval
+    )
+
+
+def _show(done: Compared, compiled: Compiled, console: Console) -> None:
+    """The two steps, the waterfall of the gap, the workers, the ops."""
+    found = done.gap
+    median = float(np.median(done.seconds))
+    quiet = float(np.quantile(done.seconds, QUIET))
+    console.print(
+        f"[bold]{compiled.scenario.name}[/]: predicted {format_seconds(found.predicted, 4)}, "
+        f"measured {format_seconds(found.measured, 4)} "
+        f"({found.predicted / found.measured - 1:+.1%}); of {len(done.seconds)} steps the lower "
+        f"quartile is {format_seconds(quiet, 4)}, the median {format_seconds(median, 4)}"
+    )
+    if done.interval:
+        low, high = done.interval
+        inside = "inside" if low <= found.measured <= high else "outside"
+        console.print(
+            f"90 % interval {format_seconds(low, 4)} to {format_seconds(high, 4)}: the measured "
+            f"step is {inside}"
+        )
+    console.print(_gap_table(found))
+    console.print(_worker_table(done))
+    console.print(_op_table(done))
+
+
+def _signed(seconds: float) -> str:
+    """Seconds with their sign."""
+    return f"{'-' if seconds < 0 else '+'}{format_seconds(abs(seconds))}"
+
+
+def _gap_table(found: Gap) -> Table:
+    """The waterfall: predicted, each cause and where it is largest, measured."""
+    table = Table(title="The gap along the critical path", title_justify="left")
+    for name in ("cause", "seconds", "most of it"):
+        table.add_column(name, justify="right" if name == "seconds" else "left")
+    table.add_row("predicted", format_seconds(found.predicted, 4), "")
+    for cause in CAUSES:
+        places = sorted(
+            ((seconds, place) for (of, place), seconds in found.places.items() if of == cause),
+            key=lambda item: -abs(item[0]),
+        )
+        shown = ", ".join(f"{place} {_signed(seconds)}" for seconds, place in places[:3])
+        table.add_row(cause, _signed(found.causes[cause]), shown)
+    table.add_row("measured", format_seconds(found.measured, 4), "")
+    return table
+
+
+def _worker_table(done: Compared) -> Table:
+    """What each device spends its step on, predicted and measured."""
+    table = Table(title="Devices, predicted / measured", title_justify="left")
+    table.add_column("device")
+    for cause in CAUSES:
+        table.add_column(cause, justify="right")
+    predicted, measured = worker_times(done.predicted), worker_times(done.measured)
+    for device in sorted(measured):
+        cells = [
+            f"{format_seconds(predicted[device][cause], 2)} / "
+            f"{format_seconds(measured[device][cause], 2)}"
+            for cause in CAUSES
+        ]
+        table.add_row(str(device), *cells)
+    return table
+
+
+def _op_table(done: Compared) -> Table:
+    """Own seconds of the ops by stage and letter, medians."""
+    table = Table(title="Ops, medians of their own time", title_justify="left")
+    for name in ("op", "predicted", "measured", ""):
+        table.add_column(name, justify="left" if name == "op" else "right")
+    medians = [_medians(spans) for spans in (done.predicted, done.measured)]
+    for kind in sorted(medians[0].keys() & medians[1].keys()):
+        a, b = medians[0][kind], medians[1][kind]
+        table.add_row(kind, format_seconds(a), format_seconds(b), f"{a / b - 1:+.0%}")
+    return table
+
+
+def _medians(spans: Sequence[Span]) -> dict[str, float]:
+    """Median own seconds by stage and letter."""
+    kinds: dict[str, list[float]] = {}
+    for span in spans:
+        kinds.setdefault(span.op.rstrip("0123456789"), []).append(span.own)
+    return {kind: float(np.median(values)) for kind, values in kinds.items()}
