@@ -17,7 +17,8 @@ class Comparison:
         record: The measured run.
         step_time: Predicted step time, s; None if there is no prediction.
         memory: Predicted peak memory of the kind that was measured, bytes.
-        fits: Whether the prediction says that the run fits.
+        fits: Whether the prediction says that the run fits; None where the record does not state
+            its microbatch.
         parts: Seconds of the predicted step by cause; they sum to the step.
         memory_parts: Bytes at the predicted peak by component.
         assumptions: What the record leaves open and how it was filled.

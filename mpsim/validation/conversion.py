@@ -64,11 +64,14 @@ class Expressed:
         scenario: What is simulated.
         assumptions: What the record leaves open, as ``path = value``.
         open: Dotted scenario paths that the source leaves to a tuned choice.
+        open_memory: Whether the source leaves out the microbatch, so that nobody can say from the
+            record whether the run fitted.
     """
 
     scenario: Scenario
     assumptions: tuple[str, ...]
     open: tuple[str, ...] = ()
+    open_memory: bool = False
 
 
 def to_scenario(record: Record) -> Expressed:
@@ -94,7 +97,8 @@ def to_scenario(record: Record) -> Expressed:
     open_fields = [path for path in _TUNED if _is_open(record, path)]
     if scenario.training.microbatch > 1 and "training.microbatch" in open_fields:
         open_fields.remove("training.microbatch")  # a framework's default, not a tuned choice
-    return Expressed(scenario, tuple(notes.texts), tuple(open_fields))
+    unsaid = record.training.microbatch is None
+    return Expressed(scenario, tuple(notes.texts), tuple(open_fields), unsaid)
 
 
 _TUNED = ("plan.recompute", "training.microbatch", "plan.chunks")

@@ -66,7 +66,7 @@ def compare(record: Record, *, profile: str | None = None) -> Comparison:
         record,
         step_time=report.step_time,
         memory=memory_of_kind(report, record.measured.memory_kind),
-        fits=report.fits,
+        fits=None if expressed.open_memory else report.fits,
         parts=dict(report.waterfall),
         memory_parts=dict(report.fullest.memory.at_peak),
         assumptions=assumptions,
