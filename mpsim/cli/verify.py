@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import click
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from mpsim.schedule.compiled import warm
@@ -57,7 +58,7 @@ def _random(scenarios: int, seed: int) -> Iterator[Violation]:
     ]
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     with (
-        Progress(transient=True) as progress,
+        Progress(console=Console(stderr=True), transient=True) as progress,
         ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=warm) as pool,
     ):
         task = progress.add_task("verifying", total=scenarios)
