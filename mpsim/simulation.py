@@ -80,7 +80,7 @@ def step_seconds(scenario: Scenario) -> float:
 def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
     """All numbers of a simulated step."""
     scenario, graph, work = compiled.scenario, compiled.graph, compiled.work
-    step, steady = float(timeline.end.max()), _steady_step(compiled)
+    step, steady = float(timeline.end.max()), steady_step(compiled)
     if steady is None:
         causes = explain.waterfall(graph, work, step, run=longest_path.run)
     else:
@@ -108,7 +108,7 @@ def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
     )
 
 
-def _steady_step(compiled: Compiled) -> float | None:
+def steady_step(compiled: Compiled) -> float | None:
     """Seconds that a step's microbatches take in the steady state; None for flushed schedules.
 
     The same pipeline over ever more microbatches settles into a period (max-plus algebra, see

@@ -271,8 +271,10 @@ def _seconds(cut: Cut, schedule: str) -> Floats:  # (K, Z) s
             update = update / 2
         if barrier:
             found[:, index] = end.max(axis=1) + norm + update.max(axis=1)
-        else:
+        elif entry.splits_backward:
             found[:, index] = (end + update).max(axis=1)
+        else:  # whole backwards all lead to stage 0
+            found[:, index] = end.max(axis=1) + update[:, 0]
     return found
 
 
@@ -322,4 +324,7 @@ def _after(
         if not split:
             return np.repeat(late[:, :1], len(where.stages), axis=1)
         return late[:, where.stages].min(axis=2)
-    return reduce[:, where.stages].min(axis=2) + exchanges[index].gather.min(axis=1)[:, None]
+    after = reduce[:, where.stages].sum(axis=2) / (2 if where.share < 1 else 1)
+    if not split:
+        after = np.repeat(after[:, :1], len(where.stages), axis=1)
+    return after + exchanges[index].gather.min(axis=1)[:, None]

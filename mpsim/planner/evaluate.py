@@ -16,6 +16,7 @@ from mpsim.engine.timeline import Timeline
 from mpsim.errors import ScenarioError
 from mpsim.schedule.ops import Kind
 from mpsim.schedule.orders import SCHEDULES
+from mpsim.simulation import steady_step
 from mpsim.spec.scenario import Scenario
 
 Floats = NDArray[np.float64]
@@ -44,7 +45,7 @@ def evaluate(scenario: Scenario) -> Outcome:
         ScenarioError, ScheduleError: If the plan cannot be carried out.
     """
     found = _run(scenario)
-    return Outcome(float(found.timeline.end.max()), found.memory, scenario.cluster.device.memory)
+    return Outcome(found.step, found.memory, scenario.cluster.device.memory)
 
 
 def run(scenario: Scenario) -> tuple[Compiled, Timeline]:
@@ -63,6 +64,7 @@ class Run:
 
     compiled: Compiled
     timeline: Timeline
+    step: float  # s; in the steady state where the schedule is never flushed
     memory: float  # B that the driver reports on the fullest device
 
 
@@ -104,12 +106,17 @@ class Runner:
         compiled = replace(
             like.compiled, scenario=scenario, machine=machine, costs=costs, work=work
         )
-        return Run(compiled, _timeline(compiled), like.memory)
+        return _done(compiled, _timeline(compiled), like.memory)
 
 
 def _run(scenario: Scenario) -> Run:
     compiled, timeline = run(scenario)
-    return Run(compiled, timeline, float(device_memory(compiled).max()))
+    return _done(compiled, timeline, float(device_memory(compiled).max()))
+
+
+def _done(compiled: Compiled, timeline: Timeline, memory: float) -> Run:
+    steady = steady_step(compiled)
+    return Run(compiled, timeline, float(timeline.end.max()) if steady is None else steady, memory)
 
 
 def _timeline(compiled: Compiled) -> Timeline:

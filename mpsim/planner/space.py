@@ -229,12 +229,30 @@ def problem_of(tree: Mapping[str, Any]) -> Problem:
     anything = any(_is_open(value, axis) for axis, value in given.items())
     space = options.model_copy(update=_closed(given)) if anything else SearchSpace()
     for name in space.schedule if space.schedule != "auto" else ():
-        if name not in SCHEDULES:
-            hint = did_you_mean(name, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
-            raise ScenarioError("plan.schedule", f"no schedule '{name}'{hint}")
+        _check_schedule(name)
     rest = {field: value for field, value in plan.items() if field not in AXES}
     base = _base(tree, rest, training)
     return Problem(base, space, {} if anything else given)
+
+
+def _check_schedule(name: str) -> None:
+    """Refuse what is no schedule, and what trains other weights than the rest."""
+    if name not in SCHEDULES:
+        hint = did_you_mean(name, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
+        raise ScenarioError("plan.schedule", f"no schedule '{name}'{hint}")
+    if name in _ASYNCHRONOUS:
+        raise ScenarioError(
+            "plan.schedule",
+            f"'{name}' is asynchronous: it updates weights while microbatches are under way, and "
+            "is no other way of doing the same step; see it with `mpsim scenario`",
+        )
+
+
+_ASYNCHRONOUS = ("pipedream", "pipedream_2bw")
+"""Schedules without a flush; a test holds this against their orders."""
+
+_WRONG = ("literal_error", "int_parsing", "int_type", "bool_parsing", "bool_type", "string_type")
+"""Complaints of pydantic about an option that is of another kind."""
 
 
 def _space(given: Mapping[str, Any]) -> SearchSpace:
@@ -246,7 +264,7 @@ def _space(given: Mapping[str, Any]) -> SearchSpace:
             axis = str(item["loc"][0])
             where = f"training.{axis}" if axis == "microbatch" else f"plan.{axis}"
             what = item["msg"].removeprefix("Value error, ")
-            if "auto" in item["loc"] or item["type"] == "literal_error":
+            if "auto" in item["loc"] or item["type"] in _WRONG:
                 what = "write a value, a list, a range such as 1..64, or auto"
             problems.append(ScenarioError(where, what))
         unique = {str(problem): problem for problem in problems}

@@ -72,7 +72,7 @@ def row(
         done = runner.run(point)
     except MpsimError as error:
         return listed | blank | {"status": "invalid", "reason": str(error).split("\n")[0]}
-    step, memory = float(done.timeline.end.max()), done.memory
+    step, memory = done.step, done.memory
     capacity = point.cluster.device.memory
     compute, exchange = busy_seconds(done.compiled.graph, done.compiled.work)
     fits = memory <= capacity

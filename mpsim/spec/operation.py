@@ -30,9 +30,9 @@ class Operation(Declaration):
     host_share: Annotated[float, Field(ge=0, le=10)] = 0.82
     """Power of hosts and network over that of the devices' boards. Default: DGX H100, 10.2 kW for
     8 devices of 700 W (NVIDIA DGX H100 data sheet, 2023)."""
-    energy_price: UsdPerJoule = 0.0813 / 3.6e6
-    """Price of energy. Default: 8.13 US cents a kWh, average of US industry in 2024 (EIA, Electric
-    Power Monthly, table 5.3)."""
+    energy_price: UsdPerJoule = 0.08 / 3.6e6
+    """Price of energy. Default: 8 US cents a kWh, an assumption, about what US industry paid in
+    2024 (EIA, Electric Power Monthly, table 5.6.B)."""
 
 
 def _entries(value: Any) -> Any:  # noqa: ANN401  (whatever stands in the YAML)
