@@ -32,10 +32,11 @@ def sections(report: Report, *, wide: bool = True) -> Iterator[RenderableType]:
     """The parts of a report, in the order of the page; a narrow one leaves columns out."""
     yield _headline(report)
     yield _facts(report)
-    yield _waterfall(report)
+    bar = _BAR if wide else _BAR // 3
+    yield _waterfall(report, bar)
     yield _parts(report)
     yield _devices(report, wide=wide)
-    yield _memory(report)
+    yield _memory(report, bar)
     yield _bounds(report)
     for note in report.notes:
         yield Text(f"note: {note}", style="dim")
@@ -204,23 +205,23 @@ def _model_line(report: Report) -> str:
     return f"{text}, {batch}" + (f" x {training.sequence}" if training.sequence > 1 else "")
 
 
-def _waterfall(report: Report) -> RenderableType:
+def _waterfall(report: Report, whole: int) -> RenderableType:
     """Where the time goes, with a bar for each cause."""
     table = Table(box=box.SIMPLE, title="Where the time goes", title_justify="left")
     _add_columns(table, "cause", "seconds")
     for cause, seconds in sorted(report.waterfall.items(), key=lambda item: -item[1]):
         share = seconds / report.step_time
-        bar = "█" * round(share * _BAR)
+        bar = "█" * round(share * whole)
         table.add_row(cause, format_seconds(seconds), f"{share:.1%}", bar)
     return table
 
 
 def _add_columns(table: Table, name: str, figure: str) -> None:
-    """Columns of a name, a figure, its share, and a bar, which gives way on a narrow page."""
+    """Columns of a name, a figure, its share, and a bar."""
     table.add_column(name, no_wrap=True)
     table.add_column(figure, justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, overflow="crop")
+    table.add_column("", no_wrap=True)
 
 
 def _parts(report: Report) -> RenderableType:
@@ -258,7 +259,7 @@ def _devices(report: Report, *, wide: bool) -> RenderableType:
     return table
 
 
-def _memory(report: Report) -> RenderableType:
+def _memory(report: Report, whole: int) -> RenderableType:
     """What the fullest device's peak is made of, largest first, and what the driver shows."""
     device = report.fullest
     title = (
@@ -273,7 +274,7 @@ def _memory(report: Report) -> RenderableType:
     if len(order) > _SHOWN_COMPONENTS:
         shown["the rest"] = sum(size for _, size in order[_SHOWN_COMPONENTS:])
     for name, size in shown.items():
-        bar = "█" * round(size / capacity * _BAR)
+        bar = "█" * round(size / capacity * whole)
         table.add_row(name.replace("_", " "), format_bytes(size), f"{size / capacity:.1%}", bar)
     _add_beyond_allocated(table, device, capacity)
     return table

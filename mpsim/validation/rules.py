@@ -179,7 +179,8 @@ def larger_batch(report: Report) -> Complaint:
 def renamed_nodes(report: Report) -> Complaint:
     """Dividing equal devices over other nodes with equal links changes no pipeline."""
     plan, cluster = report.scenario.plan, report.scenario.cluster
-    if plan.tensor * plan.data * plan.context > 1 or cluster.node.shared_uplink:
+    shared = cluster.node.shared_uplink or "optimizer" in plan.offload  # the memory of a host
+    if plan.tensor * plan.data * plan.context > 1 or shared:
         return None
     link = cluster.node.link.model_dump(mode="json", exclude_none=True)
     fields = {"cluster.network": link, "cluster.nodes": cluster.devices, "cluster.node.devices": 1}
