@@ -48,7 +48,7 @@ def dask_map(address: str) -> Iterator[Callable[..., Iterator[tuple[int, Any]]]]
             futures = client.map(
                 _placed, list(enumerate(items)), function=function, pure=False, retries=_RETRIES
             )
-            for _, result in distributed.as_completed(futures, with_results=True):
+            for _, result in distributed.as_completed(futures, loop=client.loop, with_results=True):
                 yield result
 
         yield run
