@@ -1,0 +1,84 @@
+"""``mpsim whatif`` and ``mpsim compare`` as their user sees them."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from mpsim.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, list(arguments))
+
+
+GRID = [
+    *("whatif", "gpt3_bf16.yaml", "--set", "training.global_batch=32"),
+    *("--vary", "plan.pipeline=6,12", "--vary", "cluster.network.bandwidth=5GB/s:25GB/s:2"),
+]
+
+
+def test_a_grid_is_a_table_and_is_read_again_from_its_results(tmp_path):
+    first = run(*GRID)
+    assert first.exit_code == 0, first.output
+    assert "data follows" in first.stderr
+    assert "5 GB/s" in first.stdout
+    again = run(*GRID)
+    assert "4 of 4 points read from" in again.stderr
+    assert again.stdout == first.stdout
+    assert list((tmp_path / "cache" / "mpsim").glob("*.jsonl"))
+
+
+def test_files_and_picture_are_written(tmp_path):
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "json")}
+    done = run(*GRID, "--csv", str(files["csv"]), "--json", str(files["json"]),
+               "--plot", str(tmp_path / "rows.svg"))  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(files["json"].read_text())
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert files["csv"].read_text().count("\n") == 5
+    assert (tmp_path / "rows.svg").read_text().startswith("<?xml")
+    assert json.loads(run(*GRID, "--json", "-").stdout) == rows
+
+
+def test_sensitivity_names_what_binds_next():
+    done = run("whatif", "gpt3_bf16.yaml", "--set", "training.global_batch=32", "--sensitivity")
+    assert done.exit_code == 0, done.output
+    assert "doubling the device peak rate gains" in done.output
+    assert "neighbouring plans" in done.output
+    values = json.loads(run("whatif", "gpt3_bf16.yaml", "--sensitivity", "--json", "-").stdout)
+    assert values["parameters"][0]["parameter"] == "cluster.device.peak"
+
+
+def test_compare_says_what_differs_and_what_it_costs():
+    done = run("compare", "gpt3_fp32.yaml", "gpt3_bf16.yaml")
+    assert done.exit_code == 0, done.output
+    assert "training.precision" in done.output
+    assert "what makes the difference in the step" in done.output
+    found = json.loads(run("compare", "gpt3_fp32.yaml", "gpt3_bf16.yaml", "--json").stdout)
+    assert found["fields"] == {"training.precision": ["fp32", "bf16"]}
+    causes = sum(one["difference"] for one in found["step_by_cause_s"].values())
+    assert causes == pytest.approx(found["numbers"]["step_time_s"]["difference"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["whatif", "gpt3_bf16.yaml"], "--vary: give at least one"),
+        (["whatif", "gpt3_bf16.yaml", "--vary", "plan.pipelin=1"], "did you mean 'pipeline'?"),
+        ([*GRID, "--plot", "a.txt"], "a.txt: the picture's ending must be .svg, .png or .pdf"),
+        ([*GRID, "--executor", "dask"], "--address: is needed with --executor dask"),
+        ([*GRID, "--address", "tcp://127.0.0.1:1"], "--address: goes with --executor dask"),
+        (["compare", "gpt3_bf16.yaml", "gpt5.yaml"], "gpt5.yaml: no such file"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.output
