@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from mpsim.report.lanes import lanes, op_label
 from mpsim.report.metrics import Report
 from mpsim.schedule.ops import Kind
 
 
 def trace_events(report: Report) -> Iterator[dict[str, Any]]:
-    """The events of the step: a process a device, a thread a stream, memory as a counter."""
+    """The events of the step: a process a device, a thread a stream, memory stacked."""
     graph, work, timeline = report.graph, report.work, report.timeline
     for lane in lanes(graph):
         place = {"pid": lane.device, "tid": lane.stream}
@@ -42,9 +44,14 @@ def trace_events(report: Report) -> Iterator[dict[str, Any]]:
                 "args": arguments,
             }
     for device in report.devices:
-        for time, nbytes in zip(device.memory.times, device.memory.total, strict=True):
-            counter = {"name": "memory", "pid": device.index, "ts": float(time) * 1e6}
-            yield {"ph": "C", **counter, "args": {"GiB": round(float(nbytes) / 2**30, 6)}}
+        sizes = {
+            f"{name.replace('_', ' ')} (GiB)": np.round(nbytes / 2**30, 6).tolist()
+            for name, nbytes in device.memory.components.items()
+        }
+        for moment, time in enumerate(device.memory.times.tolist()):
+            counter = {"name": "memory", "pid": device.index, "ts": time * 1e6}
+            at = {name: values[moment] for name, values in sizes.items()}
+            yield {"ph": "C", **counter, "args": at}
 
 
 def trace(report: Report) -> dict[str, Any]:
