@@ -136,7 +136,7 @@ def ask(
     layers = build_layers(model, plan, training)
     stages: list[Sequence[Layer]] = list(assign(layers, partition(layers, len(own), how=own)))
     graph = lower(compiled, barrier=False)
-    return step_demand(graph, stages), stages
+    return step_demand(graph, stages, order=compiled), stages
 
 
 def _least(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

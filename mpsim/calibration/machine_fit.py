@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,26 +71,30 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
             f"{len(cells)} measured steps are too few to fit: measure longer (--budget, --resume)"
         )
     names = tuple(START)
-    origin = np.log([start[name] for name in names])
-    passes = [join_demands([cell.asked.passes for cell in cells])]
+    origin = np.log([START[name] for name in names])
+    passes = join_demands([cell.asked.passes for cell in cells])
 
-    def residuals(vector: Floats) -> Floats:
+    def residuals(vector: Floats, steps: bool = True) -> Floats:
         fit = WorkerFit.of(dict(zip(names, np.exp(vector), strict=True)))
-        return np.concatenate(
-            [_cell_residuals(cells, passes[0], fit), PRIOR_WEIGHT * (vector - origin)]
+        prior = PRIOR_WEIGHT * (vector - origin)
+        return np.concatenate([_cell_residuals(cells, passes, fit, steps=steps), prior])
+
+    def solve(begin: Floats, **more: Any) -> Any:  # noqa: ANN401  (scipy is untyped)
+        return least_squares(
+            residuals,
+            begin,
+            bounds=(origin - np.log(FREEDOM), origin + np.log(FREEDOM)),
+            loss="soft_l1",
+            f_scale=SCALE,
+            xtol=1e-4,
+            ftol=1e-4,
+            **more,
         )
 
-    solution = least_squares(
-        residuals,
-        origin,
-        bounds=(origin - np.log(FREEDOM), origin + np.log(FREEDOM)),
-        loss="soft_l1",
-        f_scale=SCALE,
-        diff_step=1e-4,
-        max_nfev=30,
-        xtol=1e-4,
-        ftol=1e-4,
-    )
+    begin = np.log([start[name] for name in names])
+    if start is START:  # ops alone first: they are smooth in the parameters, steps are not quite
+        begin = solve(begin, kwargs={"steps": False}, max_nfev=40).x
+    solution = solve(begin, diff_step=3e-3, max_nfev=25)
     values = dict(zip(names, np.exp(solution.x).tolist(), strict=True))
     return Fit(WorkerFit.of(values), names, _covariance(solution.jac, solution.fun))
 
@@ -99,7 +104,9 @@ def step_seconds(cell: Cell, fit: WorkerFit) -> float:
     return worker_step_seconds(cell.asked, fit)
 
 
-def _cell_residuals(cells: Sequence[Cell], passes: Demand, fit: WorkerFit) -> Floats:
+def _cell_residuals(
+    cells: Sequence[Cell], passes: Demand, fit: WorkerFit, *, steps: bool
+) -> Floats:
     """Weighted logarithms of predicted over measured: ops, updates, messages, steps."""
     kernels, host = demand_seconds(passes, fit)
     own = kernels + host
@@ -109,13 +116,15 @@ def _cell_residuals(cells: Sequence[Cell], passes: Demand, fit: WorkerFit) -> Fl
         start += len(cell.asked.passes.kind)
         weight = OP_WEIGHT / np.sqrt(max(len(cell.rows), 1))
         found.append(weight * np.log(predicted / cell.row_seconds))
-        found.append(np.array(_others(cell, fit)))
+        found.append(np.array(_others(cell, fit, steps=steps)))
     return np.concatenate(found)
 
 
-def _others(cell: Cell, fit: WorkerFit) -> list[float]:
+def _others(cell: Cell, fit: WorkerFit, *, steps: bool) -> list[float]:
     """Residuals of messages, updates and the step of a cell."""
-    found = [STEP_WEIGHT * float(np.log(step_seconds(cell, fit) / cell.seconds))]
+    found = []
+    if steps:
+        found.append(STEP_WEIGHT * float(np.log(step_seconds(cell, fit) / cell.seconds)))
     for name, value in (("SEND", fit.send), ("RECV", fit.receive)):
         if name in cell.messages:
             found.append(MESSAGE_WEIGHT * float(np.log(value / cell.messages[name])))

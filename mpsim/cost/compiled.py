@@ -101,7 +101,7 @@ def compile_scenario(scenario: Scenario, profile: Profile | None = None) -> Comp
     order = scheduled(scenario, costs, stages=stages, machine=machine)
     graph = _lowered(order, scenario, stages=stages, machine=machine)
     if machine.workers is not None:
-        work = worker_work(step_demand(graph, stages), machine.workers.fit)
+        work = worker_work(step_demand(graph, stages, order=order), machine.workers.fit)
     else:
         work = estimate(graph, costs, machine)
     return Compiled(scenario, machine, stages, costs, order, graph, work)

@@ -2,128 +2,124 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mpsim.cost.work import Floats, Ints
+from mpsim.schedule.comms import with_comms
 from mpsim.schedule.compiled import compiled, pays
 from mpsim.schedule.graph import OpGraph
-from mpsim.schedule.ops import Kind
+from mpsim.schedule.ops import COMPUTE_KINDS, Kind, Op, Order
+
+_NEVER = 1e300
+"""A moment that does not come, s."""
 
 
 @dataclass(frozen=True, eq=False)
 class Turns:
-    """When cores turn to the messages of a graph. N ops; -1: none."""
+    """Who does what in which order. Letters: D devices, C ops on the cores, M messages."""
 
-    order: Ints  # (N,) ops, each after all that its time depends on
-    producer: Ints  # (N,) of a transfer: the op that makes it
-    before: Ints  # (N,) of a transfer: the op before its consumer, at whose end it is asked for
-    release: Ints  # (N,) of a transfer: the last op before its sender next waits for a message
-    waited: Ints  # (N,) of a transfer: the last op up to its producer that waited for a message
-
-
-def turns(graph: OpGraph) -> Turns:
-    """The turns of a graph's transfers."""
-    count = graph.num_ops
-    transfer = (graph.kind == Kind.SEND_F) | (graph.kind == Kind.SEND_B)
-    owner = np.repeat(np.arange(count), np.diff(graph.pred_starts))
-    crosses, feeds = transfer[graph.pred], transfer[owner]
-    waits = np.zeros(count, bool)
-    waits[owner[crosses]] = True
-    producer, before, release, waited = (np.full(count, -1, np.int32) for _ in range(4))
-    producer[owner[feeds]] = graph.pred[feeds]
-    before[graph.pred[crosses]] = graph.previous[owner[crosses]]
-    _in_channel_order(graph, before, np.flatnonzero(transfer))
-    made = np.flatnonzero(producer >= 0)
-    release[made] = _last_before_wait(graph, waits)[producer[made]]
-    waited[made] = _last_that_waited(graph, waits)[producer[made]]
-    return Turns(_order(graph, (before, release)), producer, before, release, waited)
+    starts: Ints  # (D + 1,) ops of device d are ops[starts[d] : starts[d + 1]]
+    ops: Ints  # (C,) compute ops and updates, by device, in order
+    message: Ints  # (M,) op of each message
+    sender: Ints  # (M,) device
+    need_starts: Ints  # (C + 1,) messages that an op needs are needs[need_starts[c] : ...]
+    needs: Ints  # (M,)
+    ask_starts: Ints  # (C + 1,) messages that a core asks for when it turns to an op
+    asks: Ints  # (M,)
+    make_starts: Ints  # (C + 1,)
+    makes: Ints  # (M,) messages that an op makes
+    final: Ints  # (C,) 1 where the core first waits for its messages to leave: the update
 
 
-def _in_channel_order(graph: OpGraph, before: Ints, transfers: Ints) -> None:
-    """Ask for a message no later than for those behind it on its channel, which it would hold up."""
+def turns(graph: OpGraph, order: Order | None = None) -> Turns:
+    """The turns of a graph whose devices are cores.
+
+    A message is asked for where torch's runtime places the receive in the order, which may be some
+    ops before the one that needs it; without an order, when the core turns to that one.
+    """
+    on_core = np.flatnonzero(np.isin(graph.kind, (*COMPUTE_KINDS, Kind.STEP)))
     place = np.empty(graph.num_ops, np.int64)
     place[graph.topological] = np.arange(graph.num_ops)
-    following: dict[int, int] = {}
-    for op in transfers[np.argsort(place[transfers])][::-1].tolist():
-        behind = following.get(int(graph.stream[op]))
-        if behind is not None:
-            first = before[behind]
-            if first < 0 or (before[op] >= 0 and place[first] < place[before[op]]):
-                before[op] = first
-        following[int(graph.stream[op])] = op
+    ops = on_core[np.lexsort((place[on_core], graph.device[on_core]))]
+    where = np.full(graph.num_ops, -1, np.int32)
+    where[ops] = np.arange(len(ops), dtype=np.int32)
+    transfer = (graph.kind == Kind.SEND_F) | (graph.kind == Kind.SEND_B)
+    message = np.flatnonzero(transfer).astype(np.int32)
+    number = np.full(graph.num_ops, -1, np.int32)
+    number[message] = np.arange(len(message), dtype=np.int32)
+    owner = np.repeat(np.arange(graph.num_ops), np.diff(graph.pred_starts))
+    crosses = transfer[graph.pred] & (where[owner] >= 0)
+    feeds = transfer[owner] & (where[graph.pred] >= 0)
+    need_starts, needs = _grouped(
+        where[owner[crosses]], number[graph.pred[crosses]], count=len(ops)
+    )
+    asker = where[owner[crosses]].copy()
+    if order is not None:
+        placed = _askers(order, graph, ops)
+        asker = np.array(
+            [
+                placed.get(str(graph.op(int(owner[edge]))), int(late))
+                for edge, late in zip(np.flatnonzero(crosses), asker, strict=True)
+            ],
+            np.int32,
+        )
+    ask_starts, asks = _grouped(asker, number[graph.pred[crosses]], count=len(ops))
+    make_starts, makes = _grouped(where[graph.pred[feeds]], number[owner[feeds]], count=len(ops))
+    counts = np.bincount(graph.device[ops], minlength=graph.num_devices)
+    return Turns(
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        ops=ops.astype(np.int32),
+        message=message,
+        sender=graph.device[message].astype(np.int32),
+        need_starts=need_starts,
+        needs=needs,
+        ask_starts=ask_starts,
+        asks=asks,
+        make_starts=make_starts,
+        makes=makes,
+        final=(graph.kind[ops] == Kind.STEP).astype(np.int32),
+    )
 
 
-def _last_before_wait(graph: OpGraph, waits: np.ndarray) -> Ints:
-    """Of each op: the op on its stream after which the core next waits for a message, (N,).
-
-    After the last compute op of a step it waits for its last messages to leave.
-    """
-    last = np.arange(graph.num_ops, dtype=np.int32)
-    following = np.full(graph.num_ops, -1, np.int32)
-    later = np.flatnonzero(graph.previous >= 0)
-    following[graph.previous[later]] = later
-    for op in graph.topological[::-1].tolist():
-        after = following[op]
-        if after >= 0 and not waits[after] and graph.kind[after] != Kind.STEP:
-            last[op] = last[after]
-    return last
-
-
-def _last_that_waited(graph: OpGraph, waits: np.ndarray) -> Ints:
-    """Of each op: itself or the latest op before it on its stream that waits, (N,); -1: none."""
-    last = np.full(graph.num_ops, -1, np.int32)
-    for op in graph.topological.tolist():
-        last[op] = op if waits[op] else last[graph.previous[op]] if graph.previous[op] >= 0 else -1
-    return last
+def _askers(order: Order, graph: OpGraph, ops: Ints) -> dict[str, int]:
+    """Op, as text, that needs a message → place of the op before which the receive stands."""
+    place = {str(graph.op(op)): index for index, op in enumerate(ops.tolist())}
+    found: dict[str, int] = {}
+    for row in with_comms(order):
+        waiting: list[Op] = []
+        for op in (op for cell in row for op in cell):
+            if op.kind in (Kind.RECV_F, Kind.RECV_B):
+                waiting.append(op)
+            elif op.kind in COMPUTE_KINDS and str(op) in place:
+                for receive in waiting:
+                    kinds = (Kind.F,) if receive.kind == Kind.RECV_F else (Kind.B, Kind.I)
+                    for kind in kinds:
+                        found[str(receive._replace(kind=kind))] = place[str(op)]
+                waiting = []
+    return found
 
 
-def _order(graph: OpGraph, also: tuple[Ints, ...]) -> Ints:
-    """A topological order in which transfers come after the ops of ``also`` as well.
-
-    Both lie before the consumer in any case: the op before it, and an op of the sender that waits
-    for nothing since the producer.
-    """
-    count = graph.num_ops
-    owner = np.repeat(np.arange(count), np.diff(graph.pred_starts))
-    pairs = [(graph.pred, owner)]
-    for before in (graph.previous, *also):
-        later = np.flatnonzero(before >= 0)
-        pairs.append((before[later], later))
-    source = np.concatenate([a for a, _ in pairs])
-    target = np.concatenate([b for _, b in pairs])
-    by_source = np.argsort(source, kind="stable")
-    starts = np.searchsorted(source[by_source], np.arange(count + 1)).tolist()
-    after = target[by_source].tolist()
-    missing = np.bincount(target, minlength=count).tolist()
-    ready = deque(op for op in range(count) if not missing[op])
-    order = []
-    while ready:
-        op = ready.popleft()
-        order.append(op)
-        for later in after[starts[op] : starts[op + 1]]:
-            missing[later] -= 1
-            if not missing[later]:
-                ready.append(later)
-    assert len(order) == count, "a message waits for what waits for it"
-    return np.array(order, np.int32)
+def _grouped(keys: Ints, values: Ints, *, count: int) -> tuple[Ints, Ints]:
+    """Values by key: starts (count + 1,), and the values in order of their keys."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.searchsorted(keys[order], np.arange(count + 1))
+    return starts.astype(np.int32), values[order].astype(np.int32)
 
 
 def held_times(
     graph: OpGraph, turn: Turns, lengths: Floats, slice_: float
-) -> tuple[Floats, Floats, Floats]:
-    """Begin and end of each op, and how long each transfer waits for its sender's core; (N,) each.
+) -> tuple[Floats, Floats]:
+    """End of each op on a core, and how long each transfer waits for its sender's core; (N,) each.
 
     The core that computes also moves the messages, in a thread of its own. That thread gets the
-    core whenever the worker waits for a message itself, or when the scheduler's slice is over. A
-    message leaves at once if the receiver has asked for it and that thread has run since; else
-
-        leaves = min(max(next wait of the sender, asked for), made + slice)
-
-    where the receiver asks when it turns to the op that needs the message. That the sender computes
-    again when it is asked late is not counted.
+    core whenever the worker waits for a message itself, which it does unless the message was taken
+    in during an earlier wait, or when the scheduler's slice is over. The receiver asks for a message when it turns to the op that needs it. A message leaves as it is
+    made, if the sender's thread has run since it was asked for; else at the sender's next wait after
+    it is both made and asked for, or a slice later.
 
     Args:
         graph: The ops.
@@ -131,51 +127,145 @@ def held_times(
         lengths: Seconds of the ops; of transfers without the hold.
         slice_: Longest that a message waits for a core that computes, s.
     """
-    count = graph.num_ops
-    arrays = (
-        turn.order, turn.producer, turn.before, turn.release, turn.waited,
-        graph.previous, graph.pred_starts, graph.pred, np.ascontiguousarray(lengths, float),
+    count, messages = len(turn.ops), len(turn.message)
+    fixed = (
+        turn.starts, turn.sender, turn.need_starts, turn.needs, turn.ask_starts, turn.asks,
+        turn.make_starts, turn.makes, turn.final, lengths[turn.ops].astype(float), lengths[turn.message].astype(float),
     )  # fmt: skip
-    begin, end, held = np.zeros(count), np.zeros(count), np.zeros(count)
-    if pays(count):
-        compiled(_sweep)(*arrays, float(slice_), begin, end, held)
-        return begin, end, held
-    lists = [array.tolist() for array in (*arrays, begin, end, held)]
-    _sweep(*lists[:9], float(slice_), *lists[9:])
-    return np.array(lists[9]), np.array(lists[10]), np.array(lists[11])
+    devices = graph.num_devices
+    state = (
+        np.zeros(count), np.full(messages, _NEVER), np.full(messages, _NEVER),
+        np.full(messages, _NEVER), np.zeros(devices), np.full(devices, -1.0),
+        np.full(devices, -1.0), turn.starts[:-1].astype(np.int64), np.zeros(devices, np.int64),
+    )  # fmt: skip
+    loop: Callable[..., Any] = _play
+    if pays(graph.num_ops):
+        loop = compiled(_play)
+        loop(*fixed, float(slice_), *state)
+    else:
+        lists = [array.tolist() for array in state]
+        loop(*(array.tolist() for array in fixed), float(slice_), *lists)
+        state = tuple(np.array(values) for values in lists)  # type: ignore[assignment]
+    return _as_graph(graph, turn, lengths, (state[0], state[1], state[3]))
 
 
-def _sweep(
-    order: list[int],
-    producer: list[int],
-    before: list[int],
-    release: list[int],
-    waited: list[int],
-    previous: list[int],
-    pred_starts: list[int],
-    pred: list[int],
+def _as_graph(
+    graph: OpGraph, turn: Turns, lengths: Floats, times: tuple[Floats, Floats, Floats]
+) -> tuple[Floats, Floats]:
+    """Ends by op, and holds such that a transfer that begins when it is made ends as it arrives.
+
+    Transfers of one channel follow each other in a graph, so a hold is counted from the end of the
+    one before.
+    """
+    end, held = np.zeros(graph.num_ops), np.zeros(graph.num_ops)
+    finished, made, leaves = times
+    end[turn.ops] = finished
+    order = np.argsort(made, kind="stable")
+    free: dict[int, float] = {}
+    for index in order.tolist():
+        op = int(turn.message[index])
+        channel = int(graph.stream[op])
+        start = max(float(made[index]), free.get(channel, 0.0))
+        held[op] = max(float(leaves[index]) - start, 0.0)
+        end[op] = free[channel] = start + held[op] + float(lengths[op])
+    return end, held
+
+
+def _play(
+    starts: list[int],
+    sender: list[int],
+    need_starts: list[int],
+    needs: list[int],
+    ask_starts: list[int],
+    asks: list[int],
+    make_starts: list[int],
+    makes: list[int],
+    final: list[int],
     lengths: list[float],
+    under_way: list[float],
     slice_: float,
-    begin: list[float],
     end: list[float],
-    held: list[float],
+    made: list[float],
+    asked: list[float],
+    leaves: list[float],
+    turned: list[float],
+    opened: list[float],
+    closed: list[float],
+    place: list[int],
+    blocked: list[int],
 ) -> None:
-    """Fill the times, op by op; plain Python, or compiled."""
-    for op in order:
-        start = 0.0
-        if previous[op] >= 0:
-            start = end[previous[op]]
-        for edge in range(pred_starts[op], pred_starts[op + 1]):
-            if end[pred[edge]] > start:
-                start = end[pred[edge]]
-        hold = 0.0
-        if producer[op] >= 0:
-            made = end[producer[op]]
-            asked = end[before[op]] if before[op] >= 0 else 0.0
-            direct = waited[op] >= 0 and begin[waited[op]] >= asked and asked <= made
-            if not direct:
-                leaves = max(end[release[op]], asked)
-                hold = max(min(leaves, made + slice_) - start, 0.0)
-        begin[op] = start
-        held[op] = hold
-        end[op] = start + lengths[op] + hold
+    """Play the step turn by turn, earliest first; plain Python, or compiled.
+
+    ``turned`` is when a device's core turned to its present op, ``opened`` to ``closed`` its last
+    wait, ``blocked`` 1 while that wait is for messages that have not left yet.
+    """
+    never = 1e300
+    devices = len(starts) - 1
+    while True:
+        chosen, when = -1, never
+        for device in range(devices):
+            if place[device] < starts[device + 1] and not blocked[device] and turned[device] < when:
+                chosen, when = device, turned[device]
+        if chosen < 0:
+            break
+        op = place[chosen]
+        waits = False  # a message that its thread has taken in before is not waited for
+        for entry in range(need_starts[op], need_starts[op + 1]):
+            if leaves[needs[entry]] + under_way[needs[entry]] > closed[chosen]:
+                waits = True
+        for entry in range(ask_starts[op], ask_starts[op + 1]):
+            message = asks[entry]
+            if asked[message] > when:
+                asked[message] = when
+            other = sender[message]
+            over = place[other] >= starts[other + 1]
+            if made[message] <= when and (over or opened[other] <= when <= closed[other]):
+                leaves[message] = min(leaves[message], when)
+            elif when < made[message] < never and (over or when <= closed[other]):
+                leaves[message] = made[message]  # its thread runs in the wait before it is made
+        if waits or final[op]:
+            opened[chosen], closed[chosen] = when, when
+            for message in range(len(sender)):
+                ready = max(made[message], asked[message])
+                if sender[message] == chosen and leaves[message] == never and ready <= when:
+                    leaves[message] = min(when, ready + slice_)
+        if waits:
+            blocked[chosen] = 1
+            closed[chosen] = never
+        else:
+            end[op] = when + lengths[op]
+        for device in range(devices):  # those whose messages have all left go on
+            if device == chosen and not waits:
+                turned[device] = end[op]
+                place[device] += 1
+                for entry in range(make_starts[op], make_starts[op + 1]):
+                    message = makes[entry]
+                    made[message] = end[op]
+                    if asked[message] <= closed[device]:
+                        leaves[message] = end[op]
+            if not blocked[device]:
+                continue
+            mine = place[device]
+            begin = turned[device]
+            for entry in range(need_starts[mine], need_starts[mine + 1]):
+                message = needs[entry]
+                arrival = never
+                if leaves[message] < never:
+                    arrival = leaves[message] + under_way[message]
+                begin = max(begin, arrival)
+            if begin < never:
+                blocked[device] = 0
+                closed[device] = begin
+                end[mine] = begin + lengths[mine]
+                turned[device] = end[mine]
+                place[device] += 1
+                for entry in range(make_starts[mine], make_starts[mine + 1]):
+                    message = makes[entry]
+                    made[message] = end[mine]
+                    if asked[message] <= closed[device]:
+                        leaves[message] = end[mine]
+        if place[chosen] >= starts[chosen + 1]:
+            for message in range(len(sender)):
+                ready = max(made[message], asked[message])
+                if sender[message] == chosen and leaves[message] == never and ready < never:
+                    leaves[message] = max(ready, turned[chosen])

@@ -14,7 +14,7 @@ from mpsim.cost.passes import COMPUTE, LAUNCH, UPDATE, LayerSeconds, Steps
 from mpsim.cost.turns import Turns, held_times, turns
 from mpsim.cost.work import Floats, Ints, Link, Work
 from mpsim.schedule.graph import OpGraph
-from mpsim.schedule.ops import Kind
+from mpsim.schedule.ops import Kind, Order
 from mpsim.spec.workers import WorkerFit
 from mpsim.workload.layers import Kernel, Layer
 
@@ -203,9 +203,13 @@ class StepDemand:
 
 
 def step_demand(
-    graph: OpGraph, stages: Sequence[Sequence[Layer]], *, parameter_bytes: float = 4.0
+    graph: OpGraph,
+    stages: Sequence[Sequence[Layer]],
+    *,
+    order: Order | None = None,
+    parameter_bytes: float = 4.0,
 ) -> StepDemand:
-    """The demand of a graph whose stages are these layers."""
+    """The demand of a graph, lowered from an order, whose stages are these layers."""
     passes = [
         one
         for index, layers in enumerate(stages)
@@ -236,7 +240,7 @@ def step_demand(
     nbytes[back] = output[graph.stage[back] - 1]
     work = host_work(graph, nbytes)
     return StepDemand(
-        graph, demand(passes), row, work, turns(graph), count, updated, touched
+        graph, demand(passes), row, work, turns(graph, order), count, updated, touched
     )
 
 
@@ -273,7 +277,7 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
 def worker_step_seconds(asked: StepDemand, fit: WorkerFit) -> float:
     """Seconds of a step by the longest path, messages waiting for cores that compute."""
     lengths = sum(step_parts(asked, fit).values(), start=np.zeros(asked.graph.num_ops))
-    _, end, _ = held_times(asked.graph, asked.turns, lengths, fit.slice)
+    end, _ = held_times(asked.graph, asked.turns, lengths, fit.slice)
     return float(end.max())
 
 
@@ -286,7 +290,7 @@ def worker_work(asked: StepDemand, fit: WorkerFit) -> Work:
     graph, transfer = asked.graph, asked.host.transfer > 0
     parts = step_parts(asked, fit)
     lengths = sum(parts.values(), start=np.zeros(graph.num_ops))
-    _, _, held = held_times(graph, asked.turns, lengths, fit.slice)
+    _, held = held_times(graph, asked.turns, lengths, fit.slice)
     parts["transfers"] = transfer * fit.latency + held
     pairs = graph.device.astype(np.int64) * graph.num_devices + graph.peer
     link = np.full(graph.num_ops, -1, np.int32)

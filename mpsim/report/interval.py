@@ -37,6 +37,17 @@ class StepInterval:
 
 
 def step_interval(compiled: Compiled) -> StepInterval:
+    """The interval of a compiled scenario on measured workers."""
+    workers = compiled.machine.workers
+    assert workers is not None
+    asked = step_demand(compiled.graph, compiled.stages, order=compiled.order)
+    facts = step_facts(asked, compiled.stages)
+    return demand_interval(asked, facts, workers, seed=compiled.scenario.seed)
+
+
+def demand_interval(
+    asked: StepDemand, facts: Mapping[str, float], workers: Workers, *, seed: int
+) -> StepInterval:
     """Steps of measured workers: what the fit leaves open, and what it has been wrong by.
 
         step = longest path x exp(gradient . drawn parameters + residual drawn + widening x z)
@@ -45,12 +56,15 @@ def step_interval(compiled: Compiled) -> StepInterval:
     one that the cells did not determine has no slope here either, unless this scenario leaves
     their range. Residuals are those of cells that their fit had not seen, run-to-run spread
     included; outside the fitted range the interval widens with the distance.
+
+    Args:
+        asked: What the step asks.
+        facts: What the range of the fit is told by.
+        workers: The fit, its covariance, its residuals.
+        seed: Of the draws.
     """
-    workers = compiled.machine.workers
-    assert workers is not None
-    generator = np.random.default_rng(compiled.scenario.seed)
-    asked = step_demand(compiled.graph, compiled.stages)
-    beyond = workers.outside(step_facts(asked, compiled.stages))
+    generator = np.random.default_rng(seed)
+    beyond = workers.outside(facts)
     slope, step = _slopes(asked, workers)
     deviation = float(np.sqrt(max(slope @ workers.matrix @ slope, 0.0)))
     exponent = generator.choice(np.array(workers.residuals or (0.0,)), SAMPLES)
@@ -93,7 +107,7 @@ def worker_notes(compiled: Compiled) -> list[str]:
             f"on {errors.cells} held-out steps of {profile.device} predictions were off by "
             f"{errors.median:.1%} at the median, {errors.p90:.0%} at the ninetieth percentile"
         )
-    facts = step_facts(step_demand(compiled.graph, compiled.stages), compiled.stages)
+    facts = step_facts(step_demand(compiled.graph, compiled.stages, order=compiled.order), compiled.stages)
     for name in workers.outside(facts):
         low, high = workers.fit_range[name]
         notes.append(

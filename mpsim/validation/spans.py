@@ -124,7 +124,7 @@ def host_shares(
     workers = compiled.machine.workers
     if workers is None:
         return {}
-    asked, fit = step_demand(compiled.graph, compiled.stages).passes, workers.fit
+    asked, fit = step_demand(compiled.graph, compiled.stages, order=compiled.order).passes, workers.fit
     own, launched = demand_seconds(asked, fit)
     each = max(fit.kernel, fit.backward_kernel, fit.split_kernel)
     found = {}
