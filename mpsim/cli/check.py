@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mpsim.calibration.cells import QUIET
 from mpsim.cli.measuring import parse_seconds
+from mpsim.cli.tracing import traced
 from mpsim.cost.compiled import Compiled, compile_scenario
 from mpsim.engine import longest_path
 from mpsim.errors import CalibrationError, ScenarioError
@@ -69,7 +70,7 @@ def check(
     that it is held against.
     """
     fitted = _load(profile)
-    compiled = compile_scenario(*prepared(load(file, overrides), fitted))
+    compiled = compile_scenario(*prepared(traced(load(file, overrides), file), fitted))
     job, names = _job(compiled, steps), devices or _devices(fitted, compiled)
     run = _run(job, names, realtime=realtime)
     done = compare(compiled, run)
@@ -94,7 +95,7 @@ def budget(
     Exit code 0 if it does, 1 if not, with what the predicted step is made of.
     """
     seconds = parse_seconds(measured, "--measured")
-    scenario = load(file, overrides)
+    scenario = traced(load(file, overrides), file)
     report = simulate(scenario, profile=load_profile(profile) if profile else None)
     low, high = report.interval or (report.step_time * 0.85, report.step_time * 1.15)
     basis = "90 % interval" if report.interval else "within 15 %: the profile gives no interval"
@@ -173,8 +174,9 @@ def _job(compiled: Compiled, steps: int) -> PipelineJob:
     scenario, order = compiled.scenario, compiled.order
     assert order is not None
     model = scenario.model
-    if not isinstance(model, Network | Transformer):
-        raise ScenarioError("model", "a traced torch module is simulated only; check runs networks")
+    assert isinstance(model, Network | Transformer)  # a torch module has been traced
+    if isinstance(model, Network) and any(layer.type == "traced" for layer in model.network):
+        raise ScenarioError("model.torch", "a traced module is simulated only; check runs networks")
     counts = [len(stage) for stage in compiled.stages]
     if isinstance(model, Network) and model.network[-1].type in _LOSSES:
         counts[-1] -= 1
@@ -209,9 +211,8 @@ def compare(compiled: Compiled, run: PipelineRun) -> Compared:
     order = np.argsort(run.step_seconds)
     chosen = int(order[round(QUIET * (len(order) - 1))])
     events = [event for event in run.events if event.step == chosen]
-    begin = run.spans[events[0].worker][chosen][0]
-    first = min(span[chosen][0] for span in run.spans)
-    begin = min(begin, first)
+    first = next(event.worker for event in events if event.op == "0F0")
+    begin = run.spans[first][chosen][0]  # as the seconds of a step count
     shares = host_shares(compiled, events, run.kernels)
     measured = measured_spans(events, begin, host=shares)
     timeline = longest_path.run(compiled.graph, compiled.work)
@@ -243,6 +244,12 @@ def _show(done: Compared, compiled: Compiled, console: Console) -> None:
     console.print(_gap_table(found))
     console.print(_worker_table(done))
     console.print(_op_table(done))
+
+
+def lay_beside(file: str, run: PipelineRun, profile: str, console: Console) -> None:
+    """Show the simulated step of a scenario file beside one that was run."""
+    compiled = compile_scenario(*prepared(load(file), _load(profile)))
+    _show(compare(compiled, run), compiled, console)
 
 
 def _signed(seconds: float) -> str:

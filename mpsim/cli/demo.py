@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 # The one exception to imports at the top: torch is optional, and `mpsim.hardware` says so where it
 # is not installed. This module is itself loaded when its command is called.
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
+from mpsim.cli.check import lay_beside
 from mpsim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -22,8 +25,9 @@ _NAMES = ("two-device", "cnn", "two-layer")
 @click.command()
 @click.argument("name", type=click.Choice(_NAMES))
 @click.option("--devices", help="Devices of the two workers, as cuda:0,cuda:1 or cuda:0,cpu.")
+@click.option("--profile", help="Lay the simulated step beside: a profile of mpsim calibrate.")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=5, show_default=True)
-def demo(name: str, devices: str | None, epochs: int) -> None:
+def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) -> None:
     r"""Train a small network on two devices and compare it with the unsplit one.
 
     \b
@@ -45,7 +49,13 @@ def demo(name: str, devices: str | None, epochs: int) -> None:
             told = _Teller()
             _conclude(demos.train(workers, name, split, epochs=epochs, told=told))
         if name == "two-device":
-            _show_step(demos.measure_step(workers))
+            run = demos.measure_step(workers)
+            _show_step(run)
+            if profile is not None or Path("machine.yaml").exists():
+                click.echo()
+                lay_beside("two_device_mlp.yaml", run, profile or "machine.yaml", Console())
+            else:
+                click.echo("for the simulated step beside it: mpsim calibrate, then --profile")
 
 
 class _Teller:

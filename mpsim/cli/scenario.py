@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from mpsim.cli.tracing import traced
 from mpsim.errors import ScenarioError
 from mpsim.planner.remedies import infeasible
 from mpsim.report import text
@@ -76,7 +77,10 @@ def scenario(
         overrides = [*overrides, f"seed={seed}"]
     fitted = load_profile(profile) if profile else None
     reports = [
-        [simulate(one, engine=engine, profile=fitted) for one in load_variants(file, overrides)]
+        [
+            simulate(traced(one, file), engine=engine, profile=fitted)
+            for one in load_variants(file, overrides)
+        ]
         for file in files
     ]
     flat = [report for group in reports for report in group]
