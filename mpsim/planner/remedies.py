@@ -25,7 +25,8 @@ def infeasible(report: Report) -> InfeasibleError:
     Every remedy has been simulated, and fits.
     """
     fullest, capacity = report.fullest, report.scenario.cluster.device.memory
-    where = f"{report.device_names[fullest.index]}, stages {', '.join(map(str, fullest.stages))}"
+    stages = f"stage{'s' * (len(fullest.stages) > 1)} {', '.join(map(str, fullest.stages))}"
+    where = f"{report.device_names[fullest.index]}, {stages}"
     remedies = remedies_for(report.scenario)
     components = dict(sorted(fullest.memory.at_peak.items(), key=lambda item: -item[1]))
     made_of = ", ".join(f"{name} {format_bytes(size)}" for name, size in components.items())
