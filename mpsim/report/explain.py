@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +21,11 @@ Engine = Callable[[OpGraph, Work], Timeline]
 def waterfall(graph: OpGraph, work: Work, step: float, *, run: Engine) -> dict[str, float]:
     """Seconds of the step by cause; they sum to the step.
 
-    The step is simulated again without transfers between stages, then without exchanges, then with
-    the work of equal kinds of ops levelled over the stages. Each difference is what its cause costs
-    *on the critical path*: a transfer that hides behind compute costs nothing. What remains above
-    the mean busy time of the devices is the pipeline's bubble.
+    The step is simulated again without transfers between stages, then without one exchange after
+    the other, those beside compute first, then with the work of equal kinds of ops levelled over
+    the stages. Each difference is what its cause costs *on the critical path*: what hides behind
+    compute costs nothing. What remains above the mean busy time of the devices is the pipeline's
+    bubble.
 
     Args:
         graph: The ops.
@@ -36,35 +37,32 @@ def waterfall(graph: OpGraph, work: Work, step: float, *, run: Engine) -> dict[s
         ``compute``, ``launch``, ``update`` (means over devices), the exchanges by name,
         ``transfers``, ``imbalance``, ``bubble``, s.
     """
-    kernels = sum(
-        (work.parts[part] for part in KERNEL_PARTS if part in work.parts),
-        start=np.zeros(graph.num_ops),
-    )
     is_transfer = np.isin(graph.kind, TRANSFER_KINDS)
-    no_transfers = replace(
+    left = replace(
         work,
         seconds=np.where(is_transfer, 0.0, work.seconds),
         nbytes=np.where(is_transfer, 0.0, work.nbytes),
     )
-    only_kernels = replace(no_transfers, seconds=kernels, nbytes=np.zeros(graph.num_ops))
-    level = replace(only_kernels, seconds=_levelled(graph, kernels))
-    without_transfers = _makespan(run(graph, no_transfers))
-    without_exchanges = _makespan(run(graph, only_kernels))
-    balanced = min(_makespan(run(graph, level)), without_exchanges)
+    before = _makespan(run(graph, left))
+    removed = {"transfers": step - before}
+    for part in _exchange_parts(graph, work):
+        left = replace(left, seconds=left.seconds - work.parts[part])
+        after = _makespan(run(graph, left))
+        removed[part], before = before - after, after
+    kernels = sum(
+        (work.parts[part] for part in KERNEL_PARTS if part in work.parts),
+        start=np.zeros(graph.num_ops),
+    )
+    level = replace(left, seconds=_levelled(graph, kernels), nbytes=np.zeros(graph.num_ops))
+    balanced = min(_makespan(run(graph, level)), before)
     busy = {
         part: float(work.parts[part].sum()) / graph.num_devices
         for part in KERNEL_PARTS
         if part in work.parts and work.parts[part].any()
     }
-    found = dict(busy)
-    exchanges = max(without_transfers - without_exchanges, 0.0)
-    found |= _shares(_exchange_parts(work), exchanges)
-    found["transfers"] = max(step - without_transfers, 0.0)
-    found["imbalance"] = without_exchanges - balanced
-    found["bubble"] = max(balanced - sum(busy.values()), 0.0)
-    rest = step - sum(found.values())
-    # shared links and samples can shift the runs against each other by rounding: keep the sum exact
-    found["bubble"] += rest
+    found = {**busy, **removed, "imbalance": before - balanced}
+    # what is left, rounding included, so that the parts sum to the step exactly
+    found["bubble"] = step - sum(found.values())
     return {cause: seconds for cause, seconds in found.items() if abs(seconds) > 1e-12 * step}
 
 
@@ -102,19 +100,15 @@ def _levelled(graph: OpGraph, seconds: Floats) -> Floats:
     return level
 
 
-def _exchange_parts(work: Work) -> dict[str, float]:
-    """Device-seconds of each exchange: those inside compute ops and the collectives."""
-    return {
-        part: float(seconds.sum())
+def _exchange_parts(graph: OpGraph, work: Work) -> list[str]:
+    """Names of the exchanges: those that are ops of their own before those inside compute ops."""
+    inside = np.isin(graph.kind, COMPUTE_KINDS)
+    names = [
+        part
         for part, seconds in work.parts.items()
         if part not in KERNEL_PARTS and part != "transfers" and seconds.any()
-    }
-
-
-def _shares(weights: Mapping[str, float], total: float) -> dict[str, float]:
-    """A total divided in proportion to weights."""
-    whole = sum(weights.values())
-    return {name: total * weight / whole for name, weight in weights.items()} if whole else {}
+    ]
+    return sorted(names, key=lambda part: bool(work.parts[part][inside].any()))
 
 
 def phases(graph: OpGraph, timeline: Timeline, work: Work) -> dict[str, float]:

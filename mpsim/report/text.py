@@ -318,7 +318,8 @@ def _bounds(report: Report) -> RenderableType:
         grid.add_row(
             "between stages",
             f"{format_bytes(traffic.measured)} measured on the links, "
-            f"{format_bytes(traffic.formula)} by C = 2 Σ s b",
+            f"{format_bytes(traffic.formula)} by C = 2 Σ s b"
+            + (" (one replica)" if report.scenario.plan.data > 1 else ""),
         )
     for axis, nbytes in traffic.exchanges.items():
         grid.add_row(f"{axis}", f"{format_bytes(nbytes)} sent by each device")
