@@ -147,7 +147,7 @@ def test_what_does_not_fit_exits_3_with_need_have_and_remedies_that_fit(file):
     assert result.exit_code == 3
     assert "DOES NOT FIT" in result.stdout
     text = result.stderr
-    assert "error: quick: does not fit: device 0, stages 0 needs" in text
+    assert "error: quick: does not fit: device 0, stage 0 needs" in text
     assert "has 700 MiB" in text
     assert "at its peak" in text
 
