@@ -21,13 +21,14 @@ _DEFINITIONS = (
     *("second = [time] = s", "minute = 60 * second = min", "hour = 60 * minute = h"),
     *("day = 24 * hour = d", "year = 365.25 * day", "week = 7 * day"),
     *("byte = [information] = B", "bit = byte / 8", "FLOP = [computation]"),
+    *("bps = bit / second", "Bps = byte / second"),
     *("USD = [currency]", "watt = [power] = W"),
 )
 
 EXAMPLES = {
     "s": "3 us",
     "B": "80 GiB",
-    "B/s": "900 GB/s",
+    "B/s": "900 GB/s' or '400 Gbit/s",
     "FLOP/s": "989 TFLOP/s",
     "USD/s": "2.5 USD/hour",
     "USD": "5e6 USD",

@@ -14,6 +14,8 @@ from mpsim.units import format_bytes, format_seconds, format_si, parse
     [
         ("900 GB/s", "B/s", 900e9),
         ("400 Gbit/s", "B/s", 50e9),
+        ("300 Gbps", "B/s", 37.5e9),
+        ("300 GBps", "B/s", 300e9),
         ("80 GiB", "B", 80 * 2**30),
         ("80 GB", "B", 80e9),
         ("3 us", "s", 3e-6),

@@ -19,7 +19,7 @@ from mpsim.report.metrics import Report
 from mpsim.report.record import record
 from mpsim.simulation import simulate
 from mpsim.spec.profile import load_profile
-from mpsim.spec.reader import load_variants
+from mpsim.spec.reader import load_variants, shadowed
 
 
 @click.command()
@@ -84,6 +84,9 @@ def scenario(
         for file in files
     ]
     flat = [report for group in reports for report in group]
+    for group in reports:
+        for text_line in shadowed(group[0].scenario, overrides):
+            click.echo(f"note: {text_line}", err=True)
     _write(flat, trace=trace, plot=plot, memory_plot=memory_plot)
     if html is not None:
         _write_page(flat, html)

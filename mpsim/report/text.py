@@ -145,7 +145,7 @@ def _headline(report: Report) -> RenderableType:
             f"  (90 %: {format_seconds(low, 4)} to {format_seconds(high, 4)})", style="default"
         )
     rate = f"{format_si(report.samples_per_second, 'samples/s')}"
-    if scenario.training.sequence > 1:
+    if isinstance(scenario.model, Transformer):
         per_device = report.tokens_per_second / scenario.cluster.devices
         rate += f", {format_si(report.tokens_per_second, 'tokens/s')}"
         rate += f" ({format_si(per_device, 'tokens/s')} a device)"

@@ -48,7 +48,7 @@ class Experts(Declaration):
 
 
 class LatentAttention(Declaration):
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): low-rank queries, keys, values."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): low-rank keys and values."""
 
     q_rank: Count | None = None
     """Rank of the query projection; null: full rank."""
@@ -300,6 +300,12 @@ class Traced(Declaration):
     kernels: Count = 1
     """Kernels that the forward pass launches."""
 
+
+LAYERS: tuple[type[Declaration], ...] = (
+    *(Linear, Conv2d, Pool, Recurrent, Activation, Normalisation, Embedding, Dropout, Flatten),
+    *(SelfAttention, Loss, Traced),
+)
+"""The kinds of layers of a network."""
 
 NetworkLayer = Annotated[
     Linear

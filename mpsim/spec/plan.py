@@ -144,7 +144,7 @@ class PlanSpec(Declaration):
                 "tensor, pipeline and context of 1"
             )
         if self.data_parallel == "data_parallel" and self.zero:
-            raise ValueError("data_parallel: torch's DataParallel does not shard; use ddp with zero")
+            raise ValueError("data_parallel: DataParallel does not shard; use ddp with zero")
         if isinstance(self.partition, list) and len(self.partition) != self.stages:
             raise ValueError(
                 f"partition lists {len(self.partition)} stages, but pipeline ({self.pipeline}) "

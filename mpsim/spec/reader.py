@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mpsim.errors import ScenarioError, ScenarioErrors, did_you_mean
+from mpsim.spec.model import LAYERS
 from mpsim.spec.scenario import Scenario
 from mpsim.spec.yaml_text import parse_yaml
 from mpsim.spec.zoo import load_entry
@@ -32,6 +33,9 @@ _ZOO_FIELDS = {
 """Fields that may be the name of a zoo entry, or build on one with ``base:``; parents first."""
 
 _UNION_TAGS = {"transformer", "network", "torch"}
+
+_LAYER_FIELDS = {name for layer in LAYERS for name in layer.model_fields}
+"""Fields of the layers of a network."""
 
 
 def scenario_folder() -> Path:
@@ -99,6 +103,17 @@ def load_variants(
     return scenarios
 
 
+def shadowed(scenario: Scenario, overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """What overrides take from variants, as text: the fields that both set."""
+    changes = parse_overrides(overrides)
+    return [
+        f"--set {path} also replaces what variant '{name}' sets"
+        for name, variant in scenario.variants.items()
+        for path in changes
+        if path in _flatten(variant)
+    ]
+
+
 def parse_overrides(overrides: Mapping[str, Any] | Sequence[str]) -> Tree:
     """Values by dotted path, from texts such as ``plan.pipeline=4``.
 
@@ -121,6 +136,7 @@ def read_tree(path: Path) -> Tree:
     tree = parse_yaml(_text(path), where=path.name)
     if not isinstance(tree, dict):
         raise ScenarioError(path.name, "a scenario is a mapping with model, cluster and training")
+    _place_schedule(tree, path.parent)
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -130,6 +146,14 @@ def read_tree(path: Path) -> Tree:
     below = read_tree(beside if beside.exists() else find(str(base)))
     merged: Tree = merge({k: v for k, v in below.items() if k != "variants"}, tree)
     return merged
+
+
+def _place_schedule(tree: Tree, folder: Path) -> None:
+    """A schedule that is a CSV file is meant beside the scenario's file, as ``base:`` is."""
+    plan = tree.get("plan")
+    name = plan.get("schedule") if isinstance(plan, dict) else None
+    if isinstance(name, str) and name.endswith(".csv") and (folder / name).is_file():
+        tree["plan"] = {**plan, "schedule": str(folder / name)}
 
 
 def build(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Scenario:
@@ -239,20 +263,47 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 def _complaints(error: ValidationError) -> list[ScenarioError]:
     """One error for each complaint of pydantic, in mpsim's words."""
     found = []
-    for item in error.errors(include_url=False, include_context=False):
-        place = [str(part) for part in item["loc"] if part not in _UNION_TAGS]
-        where, what = ".".join(place), item["msg"].removeprefix("Value error, ")
+    for item in error.errors(include_url=False):
+        place = _place(item["loc"])
+        what = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            what = "unknown field" + did_you_mean(place[-1], _fields_at(item["loc"][:-1]))
+            what = "unknown field" + _near_field(place, item["loc"])
         elif item["type"] == "missing":
             what = "is missing"
+        elif item["type"] == "union_tag_invalid":
+            known = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
+            tag = item["ctx"]["tag"]
+            place = [part for part in place if part != tag]
+            place.append(item["ctx"]["discriminator"].strip("'"))
+            what = f"no '{tag}'" + (did_you_mean(tag, known) or f"; known: {', '.join(known)}")
         elif item["type"] in ("value_error",) and not place:
             found += [_split(line) for line in what.split("\n")]
             continue
         else:
             what = _plain(what, item.get("input"), item["type"])
-        found.append(ScenarioError(where, what))
+        found.append(ScenarioError(".".join(place), what))
     return found
+
+
+def _place(location: Sequence[str | int]) -> list[str]:
+    """Dotted path of a complaint: pydantic's, without the tag of the model's kind."""
+    place = [str(part) for part in location]
+    if place[:1] == ["model"] and place[1:2] and place[1] in _UNION_TAGS:
+        del place[1]
+    if place[:2] == ["model", "network"] and place[3:4] and place[3] not in _LAYER_FIELDS:
+        del place[3]  # the tag of the layer's type
+    return place
+
+
+def _near_field(place: Sequence[str], location: Sequence[str | int]) -> str:
+    """A near miss among the fields that stand there, or a part of the scenario that has it."""
+    hint = did_you_mean(place[-1], _fields_at(location[:-1]))
+    if hint or len(place) > 1:
+        return hint
+    for part in ("plan", "training", "cluster", "model"):
+        if place[0] in _fields_at((part,)):
+            return f"; did you mean '{part}.{place[0]}'?"
+    return ""
 
 
 def _split(line: str) -> ScenarioError:
@@ -264,8 +315,6 @@ def _split(line: str) -> ScenarioError:
 def _plain(message: str, value: Any, kind: str) -> str:  # noqa: ANN401
     """Pydantic's message with the value that it is about."""
     if kind == "value_error" or isinstance(value, dict | list):
-        return message
-    if kind == "union_tag_invalid":
         return message
     if value == "auto":
         return "is left open ('auto'): `mpsim plan` searches it"

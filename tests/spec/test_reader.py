@@ -253,3 +253,31 @@ def test_a_bare_name_is_found_among_the_shipped_scenarios(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert reader.find("gpt3_fp32.yaml").name == "gpt3_fp32.yaml"
     assert reader.find("gpt3_fp32").name == "gpt3_fp32.yaml"
+
+
+def test_an_override_that_hides_a_variants_field_is_told(tmp_path):
+    file = tmp_path / "v.yaml"
+    variants = {"deep": {"plan": {"chunks": 2}}, "other": {"plan.recompute": "full"}}
+    file.write_text(yaml.safe_dump({**GOOD, "variants": variants}))
+    overrides = ["plan.chunks=1", "training.sequence=64"]
+    base = reader.load(file, overrides)
+    assert reader.shadowed(base, overrides) == [
+        "--set plan.chunks also replaces what variant 'deep' sets"
+    ]
+
+
+def test_a_schedule_file_is_meant_beside_the_scenario(tmp_path):
+    (tmp_path / "mine.csv").write_text("0F0,0B0\n")
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, "plan": {"pipeline": 4, "schedule": "mine.csv"}}))
+    assert reader.load(file).plan.schedule == str(tmp_path / "mine.csv")
+
+
+def test_a_field_without_its_part_names_the_part():
+    assert "did you mean 'plan.pipeline'?" in complaint(pipeline=4)
+
+
+def test_an_unknown_layer_gets_a_near_miss():
+    layers = [{"type": "linear", "inputs": 8, "outputs": 8}, {"type": "rleu"}]
+    text = complaint(model={"input": [8], "network": layers}, plan__pipeline=1)
+    assert "model.network.1.type: no 'rleu'; did you mean 'relu'?" in text
