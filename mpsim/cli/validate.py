@@ -16,7 +16,7 @@ from mpsim.errors import ScenarioError
 from mpsim.report.residuals import residual_grid, residual_rows
 from mpsim.validation import text
 from mpsim.validation.comparison import Comparison
-from mpsim.validation.fit import apply_factors, choose, fit_factors
+from mpsim.validation.fit import calibrate, choose
 from mpsim.validation.plot import plot_scatter
 from mpsim.validation.predict import compare_all
 from mpsim.validation.records import Problem, Record, read_records, value_at
@@ -43,7 +43,7 @@ _SERIES = "series.jsonl"
 @click.option(
     "--fit-on",
     metavar="FILE|N",
-    help="Fit global factors on these records, or on N drawn at random, and score the rest.",
+    help="Calibrate on these records, or on N drawn at random, and score the rest.",
 )
 @click.option("--series", is_flag=True, help="Also ratios within series.jsonl beside the records.")
 @click.option("--worst", type=click.IntRange(min=0), default=10, help="How many worst rows.")
@@ -167,10 +167,10 @@ def _calibrated(
     else:
         records, _ = read_records([Path(fit_on)])
         chosen = compare_all(records, profile=profile, processes=processes)
-    factors = fit_factors(chosen)
+    calibration = calibrate(chosen)
     used = {row.record.id for row in chosen}
-    rest = [apply_factors(row, factors) for row in rows if row.record.id not in used]
-    return factors, len(chosen), rest
+    rest = [calibration.apply(row) for row in rows if row.record.id not in used]
+    return dict(calibration.factors), len(chosen), rest
 
 
 def _published() -> Path:

@@ -6,17 +6,17 @@ from mpsim.cost.compute import peak_rate
 from mpsim.spec.cluster import DeviceSpec
 from mpsim.spec.profile import Profile
 
-EXPONENT = 0.45
+EXPONENT = 0.5
 """γ of clock ∝ power^γ: power goes with frequency times voltage squared, and voltage nearly with
 frequency."""
 
 FULL_CLOCK = {
     "a100_sxm": 0.62e12,
-    "h100_sxm": 0.75e12,
-    "b200_sxm": 1.55e12,
-    "b300_sxm": 1.55e12,
-    "gb200": 1.55e12,
-    "rtx_pro_6000_server": 1.55e12,
+    "h100_sxm": 0.8e12,
+    "b200_sxm": 1.45e12,
+    "b300_sxm": 1.45e12,
+    "gb200": 1.45e12,
+    "rtx_pro_6000_server": 1.45e12,
 }
 """Dense 16-bit FLOP for each joule that matrix products of a long run may take at the full clock,
 by the profile whose silicon the device has."""

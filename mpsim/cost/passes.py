@@ -223,9 +223,9 @@ def _pass(
     anywhere = sum(isinstance(step, Exchange) and step.beside == "*" for step in beside)
     named["*"] = sum(named.values()) / max(1, anywhere)  # they share all kernels
     for step in steps:
+        tally.host += step.count * launch  # a collective is launched by the host as well
         if isinstance(step, Kernel):
             tally.device += seconds[step] * step.count
-            tally.host += step.count * launch
         else:
             nbytes = step.nbytes * machine.sent_once_to_each_node(step)
             whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)

@@ -2,14 +2,15 @@
 
 The predicted step is a sum of causes. Each group of causes has one factor, the same for every row:
 how much longer kernels, host launches, exchanges along an axis and updates take on this software
-and these machines than the profiles say. Idle time follows the kernels, which it is made of.
+and these machines than the profiles say. Idle time follows the kernels, which it is made of. What
+the factors leave, runs with like kernels share (``residual.py``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from scipy.optimize import least_squares
 
 from mpsim.errors import CalibrationError
 from mpsim.validation.comparison import Comparison
+from mpsim.validation.residual import Residual, fit_residual
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +40,35 @@ _PRIOR = 0.3
 stays at one."""
 _SCALE = 0.05
 """Error of a row beyond which it counts as an outlier (soft L1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Global factors by group of causes, and the correction for like runs."""
+
+    factors: Mapping[str, float]
+    residual: Residual | None
+
+    def apply(self, row: Comparison) -> Comparison:
+        """A comparison with its predicted step corrected."""
+        if row.step_time is None:
+            return row
+        corrected = apply_factors(row, self.factors)
+        if self.residual is None:
+            return corrected
+        factor = self.residual.factor(row.record)
+        parts = {cause: seconds * factor for cause, seconds in corrected.parts.items()}
+        return replace(corrected, parts=parts, step_time=sum(parts.values()))
+
+
+def calibrate(rows: Sequence[Comparison]) -> Calibration:
+    """The calibration on some rows.
+
+    Raises:
+        CalibrationError: If no row has both times.
+    """
+    factors = fit_factors(rows)
+    return Calibration(factors, fit_residual([apply_factors(row, factors) for row in rows]))
 
 
 def choose(rows: Sequence[Comparison], count: int, seed: int = 0) -> list[Comparison]:

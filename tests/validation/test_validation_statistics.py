@@ -8,8 +8,9 @@ import pytest
 
 from mpsim.errors import CalibrationError, ScenarioError
 from mpsim.validation.comparison import Comparison
-from mpsim.validation.fit import apply_factors, choose, fit_factors
+from mpsim.validation.fit import apply_factors, calibrate, choose, fit_factors
 from mpsim.validation.records import Record
+from mpsim.validation.residual import fit_residual
 from mpsim.validation.series import Series, read_series, score_series
 from mpsim.validation.statistics import (
     Score,
@@ -174,3 +175,45 @@ def test_rows_to_fit_on_are_drawn_and_some_are_left():
     with pytest.raises(CalibrationError, match="none of the rows"):
         fit_factors([row("none")])
     assert apply_factors(row("none"), {}) == row("none")
+
+
+def of_shape(name: str, hidden: int, tensor: int, error: float) -> Comparison:
+    """A row of a model width and tensor degree whose prediction is off by a share."""
+    base = made_of(name, 1.0, 0.0, 1.0 / (1 + error))
+    record = base.record.model_dump()
+    record["model"]["hidden"] = hidden
+    record["cluster"] = {"device": "d", "devices": tensor, "devices_per_node": 8}
+    record["plan"] |= {"tensor": tensor, "pipeline": 1, "context": 1, "data": 1}
+    return dataclasses.replace(base, record=Record.model_validate(record))
+
+
+def test_runs_with_the_same_kernels_share_their_error():
+    errors = {(1024, 1): 0.2, (1024, 2): -0.1, (2048, 1): 0.05, (2048, 2): -0.2, (4096, 4): 0.1}
+    rows = [
+        of_shape(f"{shape}-{n}", *shape, error) for shape, error in errors.items() for n in range(4)
+    ]
+    residual = fit_residual(rows)
+    assert residual is not None
+    for shape, error in errors.items():
+        seen = of_shape("new", *shape, error)
+        # four rows of a shape, noise a tenth of the signal: shrunk by a few percent of the error
+        assert residual.factor(seen.record) == pytest.approx(1 / (1 + error), abs=0.03)
+
+
+def test_a_run_unlike_all_seen_keeps_its_prediction():
+    rows = [of_shape(str(n), 1024 + n % 2, 1, 0.3) for n in range(12)]
+    residual = fit_residual(rows)
+    assert residual is not None
+    far = of_shape("far", 16384, 8, 0.0)
+    assert residual.factor(far.record) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_handful_of_rows_teach_no_correction():
+    rows = [made_of(str(n), 1.0, 0.2, 1.3) for n in range(5)]
+    assert fit_residual(rows) is None
+    calibration = calibrate(rows)
+    assert (
+        calibration.apply(rows[0]).step_time
+        == apply_factors(rows[0], calibration.factors).step_time
+    )
+    assert calibration.apply(row("none")) == row("none")
