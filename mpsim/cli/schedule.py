@@ -144,7 +144,9 @@ def _load(name: str, options: Mapping[str, Any]) -> tuple[Order, Callable[[int],
     path = Path(name)
     if name not in SCHEDULES and (path.suffix == ".csv" or path.is_file() or name == "-"):
         text = sys.stdin.read() if name == "-" else path.read_text(encoding="utf-8")
-        return replace(read_order(text, name=name), schedule=path.stem), None
+        order = read_order(text, name=name)
+        _require_asked(order, options, name)
+        return replace(order, schedule=path.stem), None
     if options["stages"] is None or options["microbatches"] is None:
         raise click.UsageError(f"{name} needs --stages and --microbatches")
 
@@ -163,6 +165,22 @@ def _load(name: str, options: Mapping[str, Any]) -> tuple[Order, Callable[[int],
         )
 
     return make(options["microbatches"]), make
+
+
+def _require_asked(order: Order, options: Mapping[str, Any], name: str) -> None:
+    """Refuse a file whose numbers are not those asked for.
+
+    Raises:
+        ScheduleError: Naming the number of the file and the one asked for.
+    """
+    for option, have in (
+        ("stages", order.num_devices),
+        ("microbatches", order.num_microbatches),
+        ("chunks", order.num_stages // order.num_devices),
+    ):
+        asked = options[option]
+        if asked is not None and asked != have:
+            raise ScheduleError(f"{name} has {have} {option}, --{option} says {asked}")
 
 
 def _write(path: str, text: str) -> None:

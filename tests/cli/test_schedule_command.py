@@ -157,3 +157,11 @@ def test_comparison_of_all_is_quick():
     )
     after = os.times()
     assert after.children_user - before.children_user < 3
+
+
+def test_a_file_with_other_numbers_than_asked_for_is_refused(tmp_path):
+    path = tmp_path / "two.csv"
+    path.write_text("0F0,0B0\n1F0,1B0\n")
+    result = CliRunner().invoke(main, ["schedule", str(path), "--stages", "4"])
+    assert result.exit_code == 2
+    assert "has 2 stages, --stages says 4" in result.stderr
