@@ -62,10 +62,14 @@ def plan(
     A plan in which nothing is open is opened altogether. With --tokens, --deadline or --budget
     (any of them) the answer is which cluster to buy or rent, among the scenario's candidates.
     """
+    demand = demand_of(tokens, deadline, budget)
+    if sum((demand is not None, least, named is not None)) > 1:
+        raise ScenarioError(
+            "mpsim plan", "--minimum, --explain and --tokens/--deadline/--budget exclude each other"
+        )
     problem = load_problem(file, list(overrides))
     console = Console(highlight=False)
     with simulator(executor, address) as simulate:
-        demand = demand_of(tokens, deadline, budget)
         if demand is not None:
             found_capacity = _capacity(problem, demand, simulate)
             if as_json:

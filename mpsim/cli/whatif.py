@@ -93,6 +93,8 @@ def whatif(
     grid = make_grid(scenario, axes, fill=fill)
     if grid.fill != "none":
         click.echo(f"{grid.fill} follows, so that the plan makes up the devices", err=True)
+    if plot is not None:
+        tables.check_plot(grid, plot)
     rows = _run(grid, results, executor=executor, address=address, jobs=jobs)
     for path, kind in ((csv_file, "csv"), (json_file, "json"), (parquet_file, "parquet")):
         if path is not None and str(path) != "-":

@@ -228,7 +228,11 @@ class Cut:
                 moving = moving + held_nbytes(
                     schedule, place, degree.microbatches, kept[:, held], release=base.plan.release
                 )
-            peak = np.maximum(peak, self._state[:, :, held].sum(axis=2) + moving[:, None])
+            state = self._state[:, :, held].sum(axis=2)
+            if both_ways(schedule):  # few microbatches may all go one way
+                few = (degree.microbatches < degree.pipeline)[:, None]
+                state = np.where(few, self._state[:, :, held].min(axis=2), state)
+            peak = np.maximum(peak, state + moving[:, None])
         group, _ = degree.groups
         peak += degree.state[1][group]
         return peak * (1 + base.plan.fragmentation) + base.cluster.device.reserved + self._outside
@@ -290,13 +294,12 @@ def _passes(
     if both_ways(schedule):
         mean = work.sum(axis=1) * m / cut.degree.pipeline
         even = m % (2 if entry.splits_backward else cut.degree.pipeline) == 0
-        found = np.where(even[:, None], found, np.maximum(mean, _chain(stages, hops))[:, None])
+        found = np.where(even[:, None], found, mean[:, None])
+        # one direction has half of the microbatches at the least, and is a pipeline by itself
+        alone, half = placement("loop", cut.num_stages, 1), -(-m // 2)
+        one = pipeline_seconds(stages, hops, alone, half, split=entry.splits_backward)
+        found = np.maximum(found, one.max(axis=1, keepdims=True))
     return found
-
-
-def _chain(stages: Stages, hops: Floats) -> Floats:  # (K,) s
-    """One microbatch's way forward and, for the gradients of inputs, back."""
-    return (stages.forward + stages.backward_input + 2 * hops).sum(axis=1)
 
 
 def _first_gather(cut: Cut, stages: Stages, index: int) -> Floats:  # (K,) s

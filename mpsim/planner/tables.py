@@ -18,7 +18,7 @@ from mpsim.planner.comparison import Comparison, Difference
 from mpsim.planner.grid import Grid
 from mpsim.planner.sensitivity import Neighbour, Sensitivity
 from mpsim.planner.sweep import COLUMNS
-from mpsim.units import format_bytes, format_seconds, format_si, parse
+from mpsim.units import format_bytes, format_seconds, format_si
 
 _SHOWN_ROWS = 40
 Rows = Sequence[Mapping[str, Any]]
@@ -90,21 +90,26 @@ def write_rows(rows: Rows, path: Path, kind: str) -> None:
 
 
 def plot_rows(grid: Grid, rows: Rows, path: Path) -> None:
-    """A line for one axis, a heat map for two; points that do not fit are marked with the reason.
-
-    Raises:
-        ScenarioError: If there are more axes, or the file name has another ending.
-    """
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise ScenarioError(str(path), "the picture's ending must be .svg, .png or .pdf")
-    if len(grid.axes) not in (1, 2):
-        raise ScenarioError("--plot", f"shows one axis or two, not {len(grid.axes)}")
+    """A line for one axis, a heat map for two; what does not fit is marked with the reason."""
+    check_plot(grid, path)
     figure_module = importlib.import_module("matplotlib.figure")
     figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
     picture = figure.subplots()
     (_line if len(grid.axes) == 1 else _heat)(grid, rows, picture, figure)
     picture.set_title(grid.scenario.name)
     figure.savefig(path)
+
+
+def check_plot(grid: Grid, path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before anything is simulated for it.
+
+    Raises:
+        ScenarioError: If there are more axes than two, or the file name has another ending.
+    """
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ScenarioError(str(path), "the picture's ending must be .svg, .png or .pdf")
+    if len(grid.axes) not in (1, 2):
+        raise ScenarioError("--plot", f"shows one axis or two, not {len(grid.axes)}")
 
 
 def _number(value: Any) -> float | None:  # noqa: ANN401
@@ -264,8 +269,3 @@ def _shown(name: str, value: float | None, *, sign: bool = False) -> str:
     if name.endswith(("_fraction", "_utilisation")):
         return plus + f"{value:.2%}"
     return plus + format_seconds(value)
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a duration: ``30d``, ``6 weeks``."""
-    return parse(text, "s")

@@ -86,6 +86,7 @@ def test_capacity_answers_the_purchasing_question():
         (["plan_gpt3.yaml", "--budget", "5 GB"], 2, "--budget: '5 GB' is not in units of USD"),
         (["plan_gpt3.yaml", "--budget", "5e6 USD"], 2, "the cluster has no price"),
         (["plan_gpt3.yaml", "--executor", "dask"], 2, "--address: is needed"),
+        (["plan_gpt3.yaml", "--minimum", "--tokens", "1e9"], 2, "exclude each other"),
         (["plan_gpt4.yaml"], 2, "no such file; did you mean 'plan_gpt3.yaml'?"),
         (["plan_gpt3.yaml", *CLOSED, "--explain", "tensr=8"], 2, "is no axis of the search"),
     ],

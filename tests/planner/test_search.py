@@ -165,6 +165,20 @@ def test_no_bound_is_above_its_simulation(space, random):
             assert plans.memory[place] <= outcome.memory
 
 
+def test_bidirectional_bounds_hold_where_all_microbatches_go_one_way():
+    space = problem(
+        model__layers=8, plan__pipeline=[8], plan__data="auto", plan__schedule=["chimera"],
+        plan__recompute=["none", "full"], training__global_batch=3, cluster__device__memory="8 GiB",
+    )  # fmt: skip
+    table = key_table(space, list(all_keys(space)))
+    plans = Enumeration(space, table, Tally()).simple()
+    assert len(plans)
+    for place in range(len(plans)):
+        outcome = evaluate(plans.scenario(space, place))
+        assert plans.bound[place] <= outcome.step
+        assert plans.memory[place] <= outcome.memory
+
+
 def test_balanced_partitions_as_counts_are_the_same_plan():
     space = problem(
         plan__partition="time", plan__pipeline=[2, 4], plan__chunks=[1], plan__data="auto",
