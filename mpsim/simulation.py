@@ -330,7 +330,7 @@ def _phase_texts(compiled: Compiled) -> dict[str, str]:
         f"{format_count(stages, 'stage')} ({how})"
         + (f", each layer over {plan.tensor} devices" if plan.tensor > 1 else ""),
         "placement": f"{format_count(plan.pipeline, 'pipeline position')} of "
-        + format_count(each, "device")
+        + f"{format_count(each, 'device')} each"
         + (f", {plan.chunks} stages on each" if plan.chunks > 1 else ""),
         "forward": f"{format_count(compiled.scenario.microbatches, 'microbatch')} of "
         f"{training.microbatch}",

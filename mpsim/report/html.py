@@ -21,7 +21,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1150px;
        margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 2.5rem 0 .5rem; }
-h2, caption { font-size: 1.05rem; font-weight: 600; text-align: left; margin: 1.6rem 0 .3rem; }
+h2, caption { font-size: 1.05rem; font-weight: 600; text-align: left; margin: 1.6rem 0 .3rem;
+              white-space: nowrap; }
 .headline { border-left: .35rem solid #4c78a8; padding: .3rem 1rem; background: #f4f6f9; }
 .headline p { margin: .2rem 0; font-size: 1.1rem; }
 .headline p:first-child { font-weight: 600; }
