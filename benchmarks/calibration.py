@@ -67,13 +67,14 @@ def measure(folder: Path, *, budget: float, held_out: float, realtime: bool) -> 
     from mpsim.hardware.records import append_json, step_record
     from mpsim.hardware.workers import Workers
 
-    begin = time.monotonic()
-    measure_machine(
-        folder / "measured", devices=None, budget=budget, resume=False, realtime=realtime
-    )
-    (folder / "seconds.txt").write_text(f"{time.monotonic() - begin:.1f}\n", encoding="utf-8")
-    cells = list(dict((job, schedule) for schedule, job in grid()).items())
-    np.random.default_rng(0).shuffle(cells)  # type: ignore[arg-type]
+    if not (folder / "seconds.txt").exists():
+        begin = time.monotonic()
+        measure_machine(
+            folder / "measured", devices=None, budget=budget, resume=False, realtime=realtime
+        )
+        (folder / "seconds.txt").write_text(f"{time.monotonic() - begin:.1f}\n", encoding="utf-8")
+    cells = list({str(job): (job, schedule) for schedule, job in grid()}.values())
+    cells = [cells[place] for place in np.random.default_rng(0).permutation(len(cells))]
     placement = choose_placement("cpu,cpu")
     machine = describe_machine(placement)
     (folder / "held_out").mkdir(parents=True, exist_ok=True)

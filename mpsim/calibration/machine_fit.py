@@ -64,6 +64,7 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
     Raises:
         CalibrationError: If there are too few cells.
     """
+    import numba  # noqa: F401  (loaded, steps are played compiled: a fit plays tens of thousands)
     from scipy.optimize import least_squares  # loaded when a fit is made
 
     if len(cells) < 4:
