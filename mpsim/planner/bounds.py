@@ -253,7 +253,7 @@ class Cut:
         axes = [degree.table.column(name)[degree.rows] for name in ("tensor", "context", "expert")]
         axes += [degree.data, np.full(len(degree.rows), degree.pipeline)]
         many = np.sum([axis > 1 for axis in axes], axis=0)
-        return (COMMUNICATOR_BYTES * many.astype(np.float64))[:, None]
+        return np.asarray(COMMUNICATOR_BYTES * many.astype(np.float64))[:, None]
 
 
 def _seconds(cut: Cut, schedule: str) -> Floats:  # (K, Z) s
@@ -289,7 +289,7 @@ def _passes(
     entry, m = SCHEDULES[schedule], cut.degree.microbatches
     work = stages.forward + stages.backward
     if entry.slices:  # slices of the sequence come through sooner than whole microbatches
-        return m[:, None] * where.share * work[:, where.stages].sum(axis=2)
+        return np.asarray(m[:, None] * where.share * work[:, where.stages].sum(axis=2))
     found = pipeline_seconds(stages, hops, where, m, split=entry.splits_backward)
     if both_ways(schedule):
         mean = work.sum(axis=1) * m / cut.degree.pipeline
@@ -326,8 +326,8 @@ def _after(
         late = np.maximum(reduce / parts, reduce - stages.backward * (parts - 1) / parts)
         if not split:
             return np.repeat(late[:, :1], len(where.stages), axis=1)
-        return late[:, where.stages].min(axis=2)
+        return np.asarray(late[:, where.stages].min(axis=2))
     after = reduce[:, where.stages].sum(axis=2) / (2 if where.share < 1 else 1)
     if not split:
         after = np.repeat(after[:, :1], len(where.stages), axis=1)
-    return after + exchanges[index].gather.min(axis=1)[:, None]
+    return np.asarray(after + exchanges[index].gather.min(axis=1)[:, None])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from mpsim.planner.bounds import Cut, Degree
 from mpsim.planner.cuts import balanced_cuts, counted_cuts
 from mpsim.planner.keys import KeyTable, plan_of, training_of
-from mpsim.planner.pipeline_bounds import takes
+from mpsim.planner.pipeline_bounds import both_ways, takes
 from mpsim.planner.space import Problem
 from mpsim.schedule.orders import SCHEDULES
-from mpsim.spec.model import Transformer
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.partition import ends
 
@@ -78,18 +77,6 @@ class Candidates:
         """Number of plans, C."""
         return len(self.bound)
 
-    def take(self, places: Whole) -> Candidates:
-        """Some of the plans."""
-        return Candidates(self.table, *(column[places] for column in self.columns), self.cuts)
-
-    @property
-    def columns(self) -> tuple[NDArray[Any], ...]:
-        """The arrays, in order."""
-        return (
-            *(self.bound, self.memory, self.row, self.pipeline, self.chunks, self.data),
-            *(self.schedule, self.zero, self.partition),
-        )
-
     def scenario(self, problem: Problem, place: int) -> Scenario:
         """One of the plans as a scenario; the rules hold, so nothing is checked again."""
         key = self.table.keys[self.row[place]]
@@ -125,12 +112,15 @@ class Candidates:
 
 def joined(parts: Sequence[Candidates], table: KeyTable) -> Candidates:
     """All plans of some parts, in their order."""
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return Candidates(table, np.zeros(0), np.zeros(0), *(none,) * 7, {})
-    columns = zip(*(part.columns for part in parts), strict=True)
+    columns: dict[str, Any] = {
+        field.name: np.concatenate(
+            [np.zeros(0, np.int64), *(getattr(part, field.name) for part in parts)]
+        )
+        for field in fields(Candidates)
+        if field.name not in ("table", "cuts")
+    }
     cuts = {name: cut for part in parts for name, cut in part.cuts.items()}
-    return Candidates(table, *(np.concatenate(column) for column in columns), cuts)
+    return Candidates(table=table, cuts=cuts, **columns)
 
 
 @dataclass
@@ -152,7 +142,7 @@ class Enumeration:
 
     def simple(self) -> Candidates:
         """Plans whose partition needs no seconds: equal and given counts."""
-        parts = []
+        parts: list[Candidates] = []
         for pipeline in self.problem.options("pipeline"):
             for index, how in enumerate(self.partitions):
                 if how not in ("time", "parameters"):
@@ -161,7 +151,7 @@ class Enumeration:
 
     def balanced(self) -> Candidates:
         """Plans whose partition balances time or parameters of each row."""
-        parts = []
+        parts: list[Candidates] = []
         for pipeline in self.problem.options("pipeline"):
             for index, how in enumerate(self.partitions):
                 if how in ("time", "parameters"):
@@ -179,7 +169,7 @@ class Enumeration:
                 cut = counted_cuts(layers, stages, how)
                 if cut is not None:
                     cuts[chunks] = cut
-        degree = self._degree(pipeline, cuts)
+        degree = self._degree(pipeline, cuts, counted=len(self.chunks))
         for chunks in self.chunks:
             if chunks in cuts and len(degree.rows):
                 yield from self._bounded(degree, chunks, index)
@@ -188,7 +178,7 @@ class Enumeration:
 
     def _balanced(self, pipeline: int, chunks: int, index: int) -> Iterator[Candidates]:
         """Plans with a cut for each row; rows that no partition could save are left out first."""
-        degree = self._degree(pipeline, {})
+        degree = self._degree(pipeline, {}, counted=1)
         stages = pipeline * chunks
         if stages > max(self.problem.base.layer_count, 1):
             self.tally.removed["layers"] += len(degree.rows) * self._each
@@ -222,24 +212,22 @@ class Enumeration:
         """Plans of a row with one number of chunks and one partition."""
         return len(self.schedules) * len(self.zeros)
 
-    def _degree(self, pipeline: int, cuts: dict[int, Whole]) -> Degree:
-        """The rows that divide the devices, the batch, the experts; counts the others."""
-        table, problem = self.table, self.problem
+    def _degree(self, pipeline: int, cuts: dict[int, Whole], *, counted: int) -> Degree:
+        """The rows that divide the devices, the batch, the experts; counts the others.
+
+        Args:
+            pipeline: The degree.
+            cuts: Chunks → layers before each stage.
+            counted: Numbers of chunks that each row stands for in the tally.
+        """
+        table, problem, base = self.table, self.problem, self.problem.base
         rows = np.arange(len(table.keys))
         across = table.column("tensor") * table.column("context") * pipeline
         keep = problem.devices % across == 0
         data = problem.devices // across
         if problem.space.data != "auto":
             keep &= np.isin(data, problem.options("data"))
-        if not cuts:  # counted where plans of equal counts are
-            return self._kept(pipeline, cuts, rows, keep, data)
-        return self._kept(pipeline, cuts, rows, keep, data)
-
-    def _kept(
-        self, pipeline: int, cuts: dict[int, Whole], rows: Whole, keep: Whole, data: Whole
-    ) -> Degree:
-        table, base = self.table, self.problem.base
-        each = self._each * (len(self.chunks) if cuts else 1)
+        each = self._each * counted
         self.tally.considered += len(rows) * each
         self.tally.removed["devices"] += int((~keep).sum()) * each
         batch, micro = base.training.global_batch, table.column("microbatch")
@@ -324,22 +312,12 @@ def _any_partition(degree: Degree, chunks: int) -> Floats:  # (K,) s
     )
     work = (forward + backward).sum(axis=1)
     if chunks > 1 or degree.problem.base.plan.slices > 1:
-        return m * work / degree.pipeline
+        return np.asarray(m * work / degree.pipeline)
     split = any(SCHEDULES[name].splits_backward for name in degree.problem.options("schedule"))
-    both = any(
-        SCHEDULES[name].placement == "bidirectional" for name in degree.problem.options("schedule")
-    )
-    if both:
-        return m * work / degree.pipeline
-    share = (
-        (forward / np.maximum(forward + backward, 1e-30)).min(axis=1)
-        if split
-        else np.ones(len(work))
-    )
-    share = np.maximum(share, 1e-6)
-    return share * work / (1 - (1 - share / m) ** degree.pipeline)
-
-
-def is_transformer(problem: Problem) -> bool:
-    """Whether the model has tensor, context and expert axes."""
-    return isinstance(problem.base.model, Transformer)
+    if any(both_ways(name) for name in degree.problem.options("schedule")):
+        return np.asarray(m * work / degree.pipeline)
+    share = np.ones(len(work))
+    if split:  # a device may end with weight gradients: only forwards must have passed before it
+        ahead = (forward / np.maximum(forward + backward, 1e-30)).min(axis=1)
+        share = np.maximum(ahead, 1e-6)
+    return np.asarray(share * work / (1 - (1 - share / m) ** degree.pipeline))

@@ -121,7 +121,9 @@ def _done(compiled: Compiled, timeline: Timeline, memory: float) -> Run:
 
 def _timeline(compiled: Compiled) -> Timeline:
     shared = any(link.shared for link in compiled.work.links)
-    return (events if shared else longest_path).run(compiled.graph, compiled.work)
+    if shared:
+        return events.run(compiled.graph, compiled.work)
+    return longest_path.run(compiled.graph, compiled.work)
 
 
 def device_memory(compiled: Compiled) -> Floats:  # (P,) B
@@ -135,18 +137,22 @@ def device_memory(compiled: Compiled) -> Floats:  # (P,) B
     parts = _device_parts(compiled)
     per_stage = np.zeros((3, graph.num_stages))  # kept, forward and backward temporaries, B
     for stages, memory in zip(compiled.held, parts, strict=True):
-        for stage, chunk in zip(stages, memory.chunks, strict=True):
-            per_stage[:, stage] = (chunk.nbytes, chunk.forward_transient, chunk.backward_transient)
+        for held_stage, chunk in zip(stages, memory.chunks, strict=True):
+            per_stage[:, held_stage] = (
+                chunk.nbytes,
+                chunk.forward_transient,
+                chunk.backward_transient,
+            )
     ops = np.flatnonzero(np.isin(graph.kind, (Kind.F, Kind.B, Kind.I, Kind.W)))
     ops = ops[np.argsort(graph.device[ops], kind="stable")]
     kind, stage = graph.kind[ops], graph.stage[ops]
     splits = np.zeros(graph.num_stages, np.bool_)
     splits[stage[kind == Kind.I]] = True
     freeing = np.int8(Kind.W if scenario.plan.release == "weight" else Kind.I)
-    part, whole = graph.part[ops], graph.num_parts[ops]
+    part, num_parts = graph.part[ops], graph.num_parts[ops]
     comes = (kind == Kind.F) & (part <= 0)
     goes = (kind == np.where(splits[stage], freeing, np.int8(Kind.B))) | (kind == Kind.B)
-    goes &= (whole <= 1) | (part == whole - 1)
+    goes &= (num_parts <= 1) | (part == num_parts - 1)
     slices = int(graph.slice.max(initial=-1)) + 1 or 1
     kept = per_stage[0, stage] / slices
     freed = np.where(goes, kept, 0.0)

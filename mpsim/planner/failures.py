@@ -48,7 +48,7 @@ def young_daly(mtbf: float, checkpoint: float) -> float:
         Young, CACM 17(9), 1974; Daly, Future Generation Computer Systems 22(3), 2006, eq. 37.
 
     >>> round(young_daly(86400.0, 60.0), 1)
-    3179.9
+    3180.1
     """
     if mtbf == math.inf:
         return math.inf

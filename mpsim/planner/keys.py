@@ -20,6 +20,7 @@ from mpsim.cost.compiled import machine_of
 from mpsim.cost.passes import LayerSeconds, Machine, Parts, layer_seconds
 from mpsim.errors import ScenarioError
 from mpsim.planner.space import Problem
+from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Layer
@@ -68,7 +69,7 @@ class KeyTable:
     @property
     def num_layers(self) -> int:
         """Layers, n, the embedding and the head among them."""
-        return self.forward.shape[1] - 1
+        return int(self.forward.shape[1]) - 1
 
     def column(self, name: str) -> Whole:  # (K,)
         """A whole number of each key."""
@@ -106,7 +107,7 @@ def key_table(problem: Problem, keys: Sequence[Key]) -> KeyTable:
     all_layers: list[tuple[Layer, ...]] = []
     refused: dict[str, int] = {}
     for key in keys:
-        rule = "sequence_parallel" if key.sequence_parallel and key.tensor == 1 else ""
+        rule = _broken(problem, key)
         plan, training = plan_of(base.plan, key), training_of(base.training, key)
         try:
             layers = [] if rule else build_layers(base.model, plan, training)
@@ -125,7 +126,9 @@ def key_table(problem: Problem, keys: Sequence[Key]) -> KeyTable:
     return KeyTable(
         tuple(found),
         tuple(all_layers),
-        *(prefix(column) for column in seconds),
+        forward=prefix(seconds[0]),
+        backward_input=prefix(seconds[1]),
+        backward_weight=prefix(seconds[2]),
         kept=prefix(sizes[0]),
         workspace=sizes[1],
         output=sizes[2],
@@ -134,6 +137,15 @@ def key_table(problem: Problem, keys: Sequence[Key]) -> KeyTable:
         weights={"time": sizes[5], "parameters": sizes[6]},
         refused=refused,
     )
+
+
+def _broken(problem: Problem, key: Key) -> str:
+    """The rule that a key breaks by itself; empty if none."""
+    if key.sequence_parallel and key.tensor == 1:
+        return "sequence_parallel"
+    if isinstance(problem.base.model, Transformer) and problem.base.training.sequence % key.context:
+        return "context"
+    return ""
 
 
 def _empty(refused: dict[str, int]) -> KeyTable:

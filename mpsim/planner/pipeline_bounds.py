@@ -28,7 +28,7 @@ class Placement:
     @property
     def first(self) -> Whole:  # (P,)
         """The earliest stage of each device."""
-        return self.stages.min(axis=1)
+        return np.asarray(self.stages.min(axis=1), np.int64)
 
     @property
     def device(self) -> Whole:  # (S,)
@@ -86,12 +86,12 @@ def pipeline_seconds(
     back = stages.backward_input if split else stages.backward
     chain = (stages.forward + back + 2 * hops).sum(axis=1)[:, None]
     if split:
-        return np.maximum(head + busy, chain)
+        return np.asarray(np.maximum(head + busy, chain))
     tail = (np.cumsum(stages.backward, axis=1) - stages.backward + way)[:, where.first]
-    return np.maximum(head + busy + tail, chain)
+    return np.asarray(np.maximum(head + busy + tail, chain))
 
 
-Rule = Callable[[int, Whole, int], Whole | np.bool_ | bool]
+Rule = Callable[[int, Whole, int], NDArray[np.bool_]]
 """Whether a schedule takes p devices, m microbatches, v chunks."""
 
 _RULES: dict[str, Rule] = {
@@ -113,8 +113,9 @@ def takes(schedule: str, devices: int, microbatches: Whole, chunks: int) -> NDAr
     wanted = SCHEDULES[schedule].chunks
     if (wanted == "one" and chunks != 1) or (wanted == "two" and chunks != 2):
         return np.zeros(microbatches.shape, np.bool_)
-    rule = _RULES.get(schedule, lambda p, m, v: np.ones(m.shape, np.bool_))
-    return np.broadcast_to(rule(devices, microbatches, chunks), microbatches.shape)
+    if schedule not in _RULES:
+        return np.ones(microbatches.shape, np.bool_)
+    return np.broadcast_to(_RULES[schedule](devices, microbatches, chunks), microbatches.shape)
 
 
 _Held = Callable[[int, int, Whole, int], Whole | int]
@@ -167,12 +168,12 @@ def held_nbytes(
         release: Backward part that frees activations, ``input`` or ``weight``.
     """
     if schedule in _HELD_UNTIL_INPUT and release == "input":
-        return kept.min(axis=1)
+        return np.asarray(kept.min(axis=1))
     chunks = kept.shape[1]
-    held = _HELD.get(schedule, lambda r, p, m, v: 1)
-    least = np.maximum(held(*place, microbatches, chunks), 1) * kept.min(axis=1)
+    held = _HELD[schedule](*place, microbatches, chunks) if schedule in _HELD else 1
+    least: Floats = np.maximum(held, 1) * kept.min(axis=1)
     of_chunk = _HELD_OF_CHUNK.get(schedule)
     if of_chunk is None or chunks == 1:
         return least
     each = [of_chunk(*place, microbatches, chunk == chunks - 1) for chunk in range(chunks)]
-    return np.maximum(least, (np.stack(each, axis=1) * kept).sum(axis=1))
+    return np.asarray(np.maximum(least, (np.stack(each, axis=1) * kept).sum(axis=1)))

@@ -75,7 +75,7 @@ def exchanged(sizes: Floats, machine: Machine) -> Floats:  # (3, U) s
 def buckets(sizes: Floats, machine: Machine) -> Floats:  # (U,)
     """Gradient buckets of stages of these sizes that are ops of their own."""
     count = np.ceil(sizes.sum(axis=0) * gradient_nbytes(1.0, machine) / machine.plan.bucket)
-    return np.clip(count, 1.0, float(MOST_BUCKETS))
+    return np.asarray(np.clip(count, 1.0, float(MOST_BUCKETS)))
 
 
 def each_pass(layers: Sequence[Layer], machine: Machine) -> tuple[Floats, Floats]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsim.errors import MpsimError, ScenarioError
 from mpsim.planner.candidates import Candidates, Enumeration, Tally
@@ -26,6 +27,8 @@ _BATCH = 16
 """Plans simulated between two looks at the bound."""
 _FRONT = 12
 """Plans simulated for the front of time and memory."""
+
+Whole = NDArray[np.int64]
 
 Evaluate = Callable[[Sequence[Scenario]], Iterable[Outcome | None]]
 """Simulates some scenarios, in order; None for one that cannot be carried out."""
@@ -156,7 +159,7 @@ class Search:
         del self.best[self.top :]
 
 
-def _front_places(plans: Candidates, places: np.ndarray) -> list[int]:  # type: ignore[type-arg]
+def _front_places(plans: Candidates, places: Whole) -> list[int]:
     """Plans that need less memory than all with a lower bound on time, by their bounds."""
     memory = plans.memory[places]
     lowest = np.minimum.accumulate(memory)

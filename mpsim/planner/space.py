@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, field_validator
 
 from mpsim.errors import ScenarioError, ScenarioErrors, did_you_mean
 from mpsim.schedule.orders import SCHEDULES
@@ -108,6 +108,20 @@ class SearchSpace(Declaration):
     partition: Annotated[tuple[How, ...] | Auto, BeforeValidator(_partition_options)] = "auto"
     """How layers are dealt to stages."""
 
+    @field_validator(*("tensor", "pipeline", "data", "context", "expert", "microbatch", "chunks"))
+    @classmethod
+    def _counts(cls, options: Any) -> Any:  # noqa: ANN401
+        if options != "auto" and min(options) < 1:
+            raise ValueError(f"must be 1 or more, not {min(options)}")
+        return options
+
+    @field_validator("zero")
+    @classmethod
+    def _stages_of_zero(cls, options: Any) -> Any:  # noqa: ANN401
+        if options != "auto" and not set(options) <= {0, 1, 2, 3}:
+            raise ValueError(f"must be 0 to 3, not {max(options, key=abs)}")
+        return options
+
 
 AXES = tuple(SearchSpace.model_fields)
 """Names of the fields that can be searched."""
@@ -129,7 +143,8 @@ class Problem:
     def options(self, axis: str) -> tuple[Any, ...]:
         """The options of an axis, ``auto`` written out."""
         given = getattr(self.space, axis)
-        return given if given != "auto" else _AUTO[axis](self)
+        found: tuple[Any, ...] = given if given != "auto" else _AUTO[axis](self)
+        return found
 
     def with_nodes(self, nodes: int) -> Problem:
         """The same problem on another number of nodes."""
@@ -181,7 +196,7 @@ def _chunks(problem: Problem) -> tuple[int, ...]:
     return tuple(n for n in _CHUNKS if n <= max(problem.base.layer_count, 1))
 
 
-_AUTO = {
+_AUTO: dict[str, Callable[[Problem], tuple[Any, ...]]] = {
     "tensor": _tensor,
     "pipeline": _pipeline,
     "data": lambda problem: _divisors(problem.devices),

@@ -20,6 +20,8 @@ _RULES = {
     "layers": "more stages than layers",
     "schedule": "the schedule does not take these numbers",
     "sequence_parallel": "sequence parallelism without tensor parallelism",
+    "context": "the sequence does not divide over the context degree",
+    "tensor": "heads or widths do not divide over the tensor degree",
     "expert": "experts do not divide",
     "one stage": "one stage: every partition is the same",
     "equal counts": "the partition is that of equal counts",

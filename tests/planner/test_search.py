@@ -111,7 +111,7 @@ def spaces(draw):
         "training__microbatch": draw(some([1, 2, 4], 2)),
         "plan__tensor": draw(some([1, 2, 4], 2)),
         "plan__pipeline": draw(some([1, 2, 3, 4, 6], 3)),
-        "plan__context": draw(some([1, 2], 1)),
+        "plan__context": draw(some([1, 2, 3], 1)),
         "plan__chunks": draw(some([1, 2, 3], 2)),
         "plan__schedule": draw(some(SCHEDULES, 3)),
         "plan__zero": draw(some([0, 1, 2, 3], 3)),

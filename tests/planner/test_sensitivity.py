@@ -55,7 +55,7 @@ def test_all_elasticities_to_rates_and_latencies_sum_to_minus_one(scenario):
 
 def test_more_is_never_worse_and_infinity_bounds_it(scenario):
     for one in sensitivities(scenario):
-        assert 0 <= one.doubled + 1e-12
+        assert one.doubled + 1e-12 >= 0
         assert one.doubled <= one.infinite + 1e-9
         assert (one.elasticity >= 0) == one.parameter.smaller_is_better or one.elasticity == 0
 

@@ -86,6 +86,8 @@ def test_every_axis_is_a_field_of_the_plan_or_the_microbatch():
     [
         ({"pipeline": "8..4"}, "plan.pipeline: the range 8..4 is empty"),
         ({"tensor": []}, "plan.tensor: an empty list leaves no option"),
+        ({"tensor": [0, 1]}, "plan.tensor: must be 1 or more, not 0"),
+        ({"zero": [1, 4]}, "plan.zero: must be 0 to 3, not 4"),
         ({"tensor": "many"}, "plan.tensor: write a value, a list, a range such as 1..64, or auto"),
         ({"schedule": ["1f1d"]}, "plan.schedule: no schedule '1f1d'; did you mean '1f1b'?"),
         ({"tensor": [8], "pipelin": 4}, "plan.pipelin: unknown field; did you mean 'pipeline'?"),
