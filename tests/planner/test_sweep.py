@@ -247,7 +247,7 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
     kept = results.read_text().count("\n") - 1
