@@ -151,7 +151,9 @@ def read_tree(path: Path) -> Tree:
 def _place_schedule(tree: Tree, folder: Path) -> None:
     """A schedule that is a CSV file is meant beside the scenario's file, as ``base:`` is."""
     plan = tree.get("plan")
-    name = plan.get("schedule") if isinstance(plan, dict) else None
+    if not isinstance(plan, dict):
+        return
+    name = plan.get("schedule")
     if isinstance(name, str) and name.endswith(".csv") and (folder / name).is_file():
         tree["plan"] = {**plan, "schedule": str(folder / name)}
 
