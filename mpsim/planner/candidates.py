@@ -123,6 +123,10 @@ def joined(parts: Sequence[Candidates], table: KeyTable) -> Candidates:
     return Candidates(table=table, cuts=cuts, **columns)
 
 
+PLAIN = "1f1b"
+"""Schedule that stands for all on one device."""
+
+
 @dataclass
 class Enumeration:
     """Enumerates the plans of a key table. ``limit`` is the step that is to be beaten, s."""
@@ -207,6 +211,15 @@ class Enumeration:
             )  # fmt: skip
             yield from self._bounded(own, chunks, index)
 
+    def _relabels(self, pipeline: int, chunks: int, schedule: str) -> bool:
+        """Whether a plan is the one without a pipeline, under another name.
+
+        One device runs its microbatches one after the other whatever the schedule is called; only
+        the plain name is searched, where it is among the options.
+        """
+        plain = PLAIN in self.schedules and 1 in self.chunks
+        return pipeline == 1 and plain and (chunks, schedule) != (1, PLAIN)
+
     @property
     def _each(self) -> int:
         """Plans of a row with one number of chunks and one partition."""
@@ -247,6 +260,9 @@ class Enumeration:
         """Plans of one cut that fit and may be the best, and those for the front."""
         cut = Cut(degree, chunks)
         for number, schedule in enumerate(self.schedules):
+            if self._relabels(degree.pipeline, chunks, schedule):
+                self.tally.removed["one device"] += len(degree.rows) * len(self.zeros)
+                continue
             legal = takes(schedule, degree.pipeline, degree.microbatches, chunks)
             self.tally.removed["schedule"] += int((~legal).sum()) * len(self.zeros)
             if not legal.any():

@@ -24,6 +24,7 @@ _RULES = {
     "tensor": "heads or widths do not divide over the tensor degree",
     "expert": "experts do not divide",
     "one stage": "one stage: every partition is the same",
+    "one device": "one device: every schedule is the same",
     "equal counts": "the partition is that of equal counts",
     "memory": "does not fit",
     "time": "cannot be among the best",

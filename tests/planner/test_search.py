@@ -78,7 +78,11 @@ def every_plan(one):
 def brute_force(one):
     """The shortest step of all plans that fit, and how many can be carried out."""
     outcomes = []
+    plain = "1f1b" in one.options("schedule") and 1 in one.options("chunks")
     for scenario in every_plan(one):
+        plan = scenario.plan
+        if plain and plan.pipeline == 1 and (plan.chunks, plan.schedule) != (1, "1f1b"):
+            continue  # the plan without a pipeline under another name
         try:
             outcomes.append(evaluate(scenario))
         except MpsimError:
@@ -285,3 +289,12 @@ def test_a_model_that_fits_nowhere_is_infeasible():
 def test_bounds_are_lowered_against_rounding():
     assert np.isclose(SLACK, 1, rtol=1e-8)
     assert SLACK < 1
+
+
+def test_without_a_pipeline_only_the_plain_schedule_is_searched():
+    axes = dict.fromkeys(("pipeline", "data", "chunks", "schedule"), "auto")
+    found = search(problem_of(declared(tree(plan=axes))), top=5)
+    alone = [one.scenario.plan for one in found.best if one.scenario.plan.pipeline == 1]
+    assert all((plan.chunks, plan.schedule) == (1, "1f1b") for plan in alone)
+    names = [describe(one.scenario) for one in found.best]
+    assert len(set(names)) == len(names)
