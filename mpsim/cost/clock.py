@@ -13,10 +13,10 @@ frequency."""
 FULL_CLOCK = {
     "a100_sxm": 0.62e12,
     "h100_sxm": 0.8e12,
-    "b200_sxm": 1.45e12,
-    "b300_sxm": 1.45e12,
-    "gb200": 1.45e12,
-    "rtx_pro_6000_server": 1.45e12,
+    "b200_sxm": 1.41e12,
+    "b300_sxm": 1.41e12,
+    "gb200": 1.41e12,
+    "rtx_pro_6000_server": 1.41e12,
 }
 """Dense 16-bit FLOP for each joule that matrix products of a long run may take at the full clock,
 by the profile whose silicon the device has."""

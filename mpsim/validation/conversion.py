@@ -10,10 +10,11 @@ split, a degree that fills the devices).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mpsim.errors import ScenarioError
+from mpsim.schedule.orders.interleaved import legal_group_size
 from mpsim.spec.reader import build
 from mpsim.spec.scenario import Scenario
 from mpsim.validation.generation import (
@@ -25,6 +26,13 @@ from mpsim.validation.generation import (
 )
 from mpsim.validation.machine import cluster_tree
 from mpsim.validation.records import Record
+from mpsim.validation.splits import (
+    Assumptions,
+    chunks_of,
+    degrees_of,
+    expert_of,
+    partition_of,
+)
 
 Tree = dict[str, Any]
 
@@ -40,20 +48,6 @@ _OPTIMIZERS = {"adam": "adam", "adamw": "adam", "sgd": "sgd", "adafactor": "adaf
 _FUSED_DISPATCH = re.compile(r"dispatcher (deepep|hybridep)")
 """How notes name dispatchers that sort as they send."""
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
-
-
-@dataclass
-class Assumptions:
-    """Names of what a record leaves open and how it was filled, in order."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def default(self, path: str, value: Any, guess: Any) -> Any:  # noqa: ANN401
-        """The value, or the guess, noted, where the record has none."""
-        if value is not None:
-            return value
-        self.texts.append(f"{path} = {guess}")
-        return guess
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def to_scenario(record: Record) -> Expressed:
         raise ScenarioError("model.family", f"'{record.model.family}' is no transformer")
     notes = Assumptions()
     framework = framework_of(record)
-    degrees = _degrees(record, notes)
+    degrees = degrees_of(record, notes)
     cluster = cluster_tree(record.cluster, notes.texts)
     tree: Tree = {
         "name": record.id,
@@ -93,12 +87,22 @@ def to_scenario(record: Record) -> Expressed:
         "plan": _plan(record, framework, degrees, notes),
         "training": _training(record, framework, cluster["device"], degrees, notes),
     }
-    scenario = build(tree)
+    scenario = _grouped(build(tree), notes)
     open_fields = [path for path in _TUNED if _is_open(record, path)]
     if scenario.training.microbatch > 1 and "training.microbatch" in open_fields:
         open_fields.remove("training.microbatch")  # a framework's default, not a tuned choice
     unsaid = record.training.microbatch is None
     return Expressed(scenario, tuple(notes.texts), tuple(open_fields), unsaid)
+
+
+def _grouped(scenario: Scenario, notes: Assumptions) -> Scenario:
+    """The scenario with a group size that interleaving allows, where p does not divide m."""
+    plan = scenario.plan
+    if plan.schedule != "interleaved_1f1b" or scenario.microbatches % plan.pipeline == 0:
+        return scenario
+    size = legal_group_size(plan.pipeline, scenario.microbatches)
+    notes.texts.append(f"plan.group_size = {size}")
+    return scenario.model_copy(update={"plan": plan.model_copy(update={"group_size": size})})
 
 
 _TUNED = ("plan.recompute", "training.microbatch", "plan.chunks")
@@ -109,42 +113,6 @@ def _is_open(record: Record, path: str) -> bool:
     """Whether the record has no value at a path."""
     part, name = path.split(".")
     return getattr(getattr(record, part), name) is None
-
-
-def _degrees(record: Record, notes: Assumptions) -> dict[str, int]:
-    """The four degrees; open ones filled by data up to the batch, tensor up to the node, context.
-
-    A data degree above the number of microbatches cannot be what was run (its source derived it
-    from the device count): the excess is moved to context, which keeps devices and batch.
-    """
-    plan, training = record.plan, record.training
-    known = {name: getattr(plan, name) for name in ("tensor", "pipeline", "context", "data")}
-    rest = record.cluster.devices
-    for degree in known.values():
-        rest //= degree or 1
-    sequences = max(1, (training.global_batch or rest) // (training.microbatch or 1))
-    caps = {
-        "pipeline": 1,
-        "data": _divisor(sequences, rest),
-        "tensor": _divisor(record.model.heads, record.cluster.devices_per_node),
-        "context": rest,
-    }
-    free = [name for name in caps if known[name] is None]
-    for name in free:
-        known[name] = rest if name == free[-1] else _divisor(rest, caps[name])
-        rest //= known[name]
-        notes.texts.append(f"plan.{name} = {known[name]}")
-    data = _divisor(known["data"], sequences)
-    if data < known["data"] and training.global_batch and training.global_batch < known["data"]:
-        known["context"] *= known["data"] // data
-        known["data"] = data
-        notes.texts.append(f"plan.data = {data}, plan.context = {known['context']}")
-    return known
-
-
-def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that does not exceed a limit."""
-    return next(n for n in range(min(number, max(limit, 1)), 0, -1) if number % n == 0)
 
 
 def _model(record: Record, framework: Framework, tensor: int, notes: Assumptions) -> Tree:
@@ -208,7 +176,7 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
     plan = record.plan
     legacy = framework == "legacy_megatron"
     tensor, pipeline = degrees["tensor"], degrees["pipeline"]
-    chunks = _chunks(record, pipeline, notes)
+    chunks = chunks_of(record, pipeline, notes)
     parallel = notes.default("plan.sequence_parallel", plan.sequence_parallel, tensor > 1)
     quiet = Assumptions()  # what a degree of one makes meaningless is no assumption
     overlap_tensor = (notes if tensor > 1 else quiet).default(
@@ -221,12 +189,12 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
     tree: Tree = {
         **degrees,
         "chunks": chunks,
-        "expert": _expert(record, degrees, notes),
+        "expert": expert_of(record, degrees, notes),
         "expert_tensor": notes.default("plan.expert_tensor", plan.expert_tensor, 1),
         "sequence_parallel": parallel and tensor > 1,
         "zero": notes.default("plan.zero", plan.zero, int(framework == "megatron")),
         "zero_group": plan.zero_group,
-        "partition": _partition(record, pipeline * chunks, notes),
+        "partition": partition_of(record, pipeline * chunks, notes),
         "attention": notes.default("plan.attention", plan.attention, attention_of(record)),
         "fused": framework in ("megatron", "legacy_megatron") or bool(plan.compiled),
         "overlap_data": overlap_data,
@@ -244,58 +212,6 @@ def _p2p(record: Record, legacy: bool) -> str:
     """How stages exchange: Megatron's plain schedules batch a send with a receive and wait."""
     plain = record.plan.schedule in (None, "none", "1f1b", "gpipe")
     return "batched" if plain and (legacy or record.plan.overlap_pipeline is False) else "async"
-
-
-def _chunks(record: Record, pipeline: int, notes: Assumptions) -> int:
-    """Virtual stages of a device; where not stated, the fewest that the schedule can have."""
-    plan, layers = record.plan, record.model.layers
-    if plan.chunks is not None:
-        return plan.chunks
-    if plan.stage_layers and len(plan.stage_layers) % pipeline == 0:
-        return len(plan.stage_layers) // pipeline
-    if plan.schedule in ("zb_v", "v_half", "v_min"):
-        return 2
-    if plan.schedule != "interleaved_1f1b":
-        return 1
-    even = [n for n in range(2, layers // pipeline + 1) if layers % (pipeline * n) == 0]
-    guess = even[0] if even else 2
-    notes.texts.append(f"plan.chunks = {guess}")
-    return guess
-
-
-def _expert(record: Record, degrees: Tree, notes: Assumptions) -> int:
-    """The expert degree; where not stated, as many as experts and ranks allow."""
-    experts = record.model.experts
-    if not experts:
-        return 1
-    ranks = degrees["data"] * degrees["context"] * degrees["tensor"]
-    return int(notes.default("plan.expert", record.plan.expert, _common(experts, ranks)))
-
-
-def _common(first: int, second: int) -> int:
-    """The greatest common divisor."""
-    while second:
-        first, second = second, first % second
-    return first
-
-
-def _partition(record: Record, stages: int, notes: Assumptions) -> str | list[int]:
-    """Layers of each stage; where they do not divide, embedding and head count as one layer each.
-
-    The first and last stage give up their part of the two, and what still remains goes one each to
-    the stages from the front.
-    """
-    plan, layers = record.plan, record.model.layers
-    if plan.stage_layers is not None and len(plan.stage_layers) == stages:
-        return list(plan.stage_layers)
-    if layers % stages == 0:
-        return "layers"
-    share, more = divmod(layers + 2, stages)
-    counts = [share + (stage < more) for stage in range(stages)]
-    counts[0] -= 1
-    counts[-1] -= 1
-    notes.texts.append(f"plan.partition = {counts}")
-    return counts
 
 
 def _schedule(record: Record, pipeline: int, chunks: int, notes: Assumptions) -> Tree:

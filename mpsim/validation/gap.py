@@ -99,8 +99,8 @@ def critical_path(spans: Sequence[Span]) -> list[Segment]:
     """The chain of what the end of a step waited for, first to last; it covers the step.
 
     From the end of an action the path goes to its begin. If it waited for a message that was begun
-    meanwhile, the path goes on with the sender at that moment; if the message had been begun before,
-    the wait is the message's; without a wait, the path goes on with the action before.
+    meanwhile, the path goes on with the sender at that moment; if the message had been begun
+    before, the wait is the message's; without a wait, the path goes on with the action before.
     """
     lanes: dict[int, list[Span]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: (span.end, span.begin)):

@@ -43,7 +43,7 @@ class Event(Protocol):
 
 
 def predicted_spans(compiled: Compiled, timeline: Timeline) -> list[Span]:
-    """The spans of a simulated step: compute ops and updates; a wait is that for the last message."""
+    """The spans of a simulated step: compute ops and updates; waits are for the last message."""
     graph, work = compiled.graph, compiled.work
     launch = work.parts.get(LAUNCH, np.zeros(graph.num_ops))
     transfer = (graph.kind == Kind.SEND_F) | (graph.kind == Kind.SEND_B)
@@ -124,7 +124,10 @@ def host_shares(
     workers = compiled.machine.workers
     if workers is None:
         return {}
-    asked, fit = step_demand(compiled.graph, compiled.stages, order=compiled.order).passes, workers.fit
+    asked, fit = (
+        step_demand(compiled.graph, compiled.stages, order=compiled.order).passes,
+        workers.fit,
+    )
     own, launched = demand_seconds(asked, fit)
     each = max(fit.kernel, fit.backward_kernel, fit.split_kernel)
     found = {}

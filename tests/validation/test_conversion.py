@@ -219,3 +219,11 @@ def test_assumptions_are_named_by_scenario_paths(shared: Path):
     named = {text.partition(" = ")[0] for item in records for text in to_scenario(item).assumptions}
     assert {"model.vocab", "training.precision", "plan.recompute"} <= named
     assert json.dumps(sorted(named))
+
+
+def test_interleaving_takes_a_group_size_that_its_microbatches_allow():
+    plan = {"pipeline": 2, "chunks": 2, "schedule": "interleaved_1f1b"}
+    odd = {"global_batch": 20, "microbatch": 1}  # five microbatches on two devices
+    expressed = to_scenario(record(plan=plan, training=odd))
+    assert expressed.scenario.plan.group_size is not None
+    assert expressed.assumptions[-1].startswith("plan.group_size = ")

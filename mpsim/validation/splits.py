@@ -1,0 +1,105 @@
+"""Numbers of a split that a record leaves open, where arithmetic leaves one sensible choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpsim.validation.records import Record
+
+
+@dataclass
+class Assumptions:
+    """Names of what a record leaves open and how it was filled, in order."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def default(self, path: str, value: Any, guess: Any) -> Any:  # noqa: ANN401
+        """The value, or the guess, noted, where the record has none."""
+        if value is not None:
+            return value
+        self.texts.append(f"{path} = {guess}")
+        return guess
+
+
+def degrees_of(record: Record, notes: Assumptions) -> dict[str, int]:
+    """The four degrees; open ones filled by data up to the batch, tensor up to the node, context.
+
+    A data degree above the number of microbatches cannot be what was run (its source derived it
+    from the device count): the excess is moved to context, which keeps devices and batch.
+    """
+    plan, training = record.plan, record.training
+    known = {name: getattr(plan, name) for name in ("tensor", "pipeline", "context", "data")}
+    rest = record.cluster.devices
+    for degree in known.values():
+        rest //= degree or 1
+    sequences = max(1, (training.global_batch or rest) // (training.microbatch or 1))
+    caps = {
+        "pipeline": 1,
+        "data": _divisor(sequences, rest),
+        "tensor": _divisor(record.model.heads, record.cluster.devices_per_node),
+        "context": rest,
+    }
+    free = [name for name in caps if known[name] is None]
+    for name in free:
+        known[name] = rest if name == free[-1] else _divisor(rest, caps[name])
+        rest //= known[name]
+        notes.texts.append(f"plan.{name} = {known[name]}")
+    data = _divisor(known["data"], sequences)
+    if data < known["data"] and training.global_batch and training.global_batch < known["data"]:
+        known["context"] *= known["data"] // data
+        known["data"] = data
+        notes.texts.append(f"plan.data = {data}, plan.context = {known['context']}")
+    return known
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that does not exceed a limit."""
+    return next(n for n in range(min(number, max(limit, 1)), 0, -1) if number % n == 0)
+
+
+def chunks_of(record: Record, pipeline: int, notes: Assumptions) -> int:
+    """Virtual stages of a device; where not stated, the fewest that the schedule can have."""
+    plan, layers = record.plan, record.model.layers
+    if plan.chunks is not None:
+        return plan.chunks
+    if plan.stage_layers and len(plan.stage_layers) % pipeline == 0:
+        return len(plan.stage_layers) // pipeline
+    if plan.schedule in ("zb_v", "v_half", "v_min"):
+        return 2
+    if plan.schedule != "interleaved_1f1b":
+        return 1
+    even = [n for n in range(2, layers // pipeline + 1) if layers % (pipeline * n) == 0]
+    guess = even[0] if even else 2
+    notes.texts.append(f"plan.chunks = {guess}")
+    return guess
+
+
+def expert_of(record: Record, degrees: Mapping[str, int], notes: Assumptions) -> int:
+    """The expert degree; where not stated, as many as experts and ranks allow."""
+    experts = record.model.experts
+    if not experts:
+        return 1
+    ranks = degrees["data"] * degrees["context"] * degrees["tensor"]
+    return int(notes.default("plan.expert", record.plan.expert, math.gcd(experts, ranks)))
+
+
+def partition_of(record: Record, stages: int, notes: Assumptions) -> str | list[int]:
+    """Layers of each stage; where they do not divide, embedding and head count as one layer each.
+
+    The first and last stage give up their part of the two, and what still remains goes one each to
+    the stages from the front.
+    """
+    plan, layers = record.plan, record.model.layers
+    if plan.stage_layers is not None and len(plan.stage_layers) == stages:
+        return list(plan.stage_layers)
+    if layers % stages == 0:
+        return "layers"
+    share, more = divmod(layers + 2, stages)
+    counts = [share + (stage < more) for stage in range(stages)]
+    counts[0] -= 1
+    counts[-1] -= 1
+    notes.texts.append(f"plan.partition = {counts}")
+    return counts
