@@ -14,7 +14,7 @@ from mpsim.errors import ScenarioError
 from mpsim.planner.capacity import Capacity, Demand, capacity
 from mpsim.planner.capacity_text import capacity_record, show_capacity
 from mpsim.planner.executors import executor_options, simulator
-from mpsim.planner.finalists import checked, explain, rerun
+from mpsim.planner.finalists import Verdict, checked, explain, rerun
 from mpsim.planner.minimum import infeasible, minimum
 from mpsim.planner.search import Evaluate, search
 from mpsim.planner.space import Problem, load_problem
@@ -71,11 +71,7 @@ def plan(
     console = Console(highlight=False)
     with simulator(executor, address) as simulate:
         if demand is not None:
-            found_capacity = _capacity(problem, demand, simulate)
-            if as_json:
-                click.echo(json.dumps(capacity_record(found_capacity), indent=2))
-            else:
-                show_capacity(found_capacity, console)
+            _show_capacity(_capacity(problem, demand, simulate), console, as_json=as_json)
             return
         if least:
             problem, found = minimum(problem, simulate=simulate)
@@ -84,11 +80,7 @@ def plan(
         else:
             found = search(problem, top=top, simulate=simulate)
     if named:
-        verdict = explain(problem, named, found)
-        if as_json:
-            click.echo(json.dumps({"rule": verdict.rule or None, "text": verdict.text}, indent=2))
-        else:
-            console.print(f"{verdict.rule}: {verdict.text}" if verdict.rule else verdict.text)
+        _show_verdict(explain(problem, named, found), console, as_json=as_json)
         return
     if not found.best:
         if not as_json:
@@ -101,6 +93,22 @@ def plan(
         click.echo(json.dumps(search_record(found, reports), indent=2))
     else:
         show_search(found, reports, console)
+
+
+def _show_capacity(found: Capacity, console: Console, *, as_json: bool) -> None:
+    """The answer to a demand."""
+    if as_json:
+        click.echo(json.dumps(capacity_record(found), indent=2))
+    else:
+        show_capacity(found, console)
+
+
+def _show_verdict(verdict: Verdict, console: Console, *, as_json: bool) -> None:
+    """What became of a plan that the user names."""
+    if as_json:
+        click.echo(json.dumps({"rule": verdict.rule or None, "text": verdict.text}, indent=2))
+    else:
+        console.print(f"{verdict.rule}: {verdict.text}" if verdict.rule else verdict.text)
 
 
 def demand_of(tokens: str | None, deadline: str | None, budget: str | None) -> Demand | None:

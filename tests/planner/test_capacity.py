@@ -111,7 +111,7 @@ def test_the_search_of_all_candidates_says_what_is_missed(space):
 
 def test_a_budget_needs_a_price():
     bare = problem_of(declared({**TREE, "cluster": "dgx-a100-80gb", "candidates": []}))
-    with pytest.raises(ScenarioError, match="the cluster has no price: set cluster.price"):
+    with pytest.raises(ScenarioError, match=r"the cluster has no price: set cluster\.price"):
         capacity(bare, Demand(tokens=1e9, budget=100.0))
 
 
