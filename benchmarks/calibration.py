@@ -98,11 +98,13 @@ def judge(folders: Sequence[Path]) -> None:
         cells = read_cells(folder / "held_out" / "steps.jsonl")
         measured = float((folder / "seconds.txt").read_text(encoding="utf-8"))
         print(f"{folder.name}: measured {measured:.0f} s, fitted in {seconds:.0f} s")
-        _errors(cells, workers)
+        _errors(cells, workers, "all")
+        inside = [cell for cell in cells if not workers.outside(cell.facts)]
+        _errors(inside, workers, "inside the fitted range")
         _best(cells, workers.fit)
 
 
-def _errors(cells: Sequence[Cell], workers: Workers) -> None:
+def _errors(cells: Sequence[Cell], workers: Workers, which: str) -> None:
     """Errors and coverage of the held-out cells."""
     predicted = np.array([worker_step_seconds(cell.asked, workers.fit) for cell in cells])
     measured = np.array([cell.seconds for cell in cells])
@@ -111,7 +113,8 @@ def _errors(cells: Sequence[Cell], workers: Workers) -> None:
     inside = [low <= cell.seconds <= high for cell, (low, high) in zip(cells, bounds, strict=True)]
     width = np.median([high / low for low, high in bounds])
     print(
-        f"  {len(cells)} cells: median {np.median(errors):.1%}, p90 {np.quantile(errors, 0.9):.1%},"
+        f"  {len(cells)} cells, {which}: median {np.median(errors):.1%}, p90 "
+        f"{np.quantile(errors, 0.9):.1%},"
         f" within 15 % {np.mean(errors <= 0.15):.0%}; in the 90 % interval {np.mean(inside):.0%},"
         f" whose ends are a factor {width:.2f} apart"
     )

@@ -15,7 +15,6 @@ from mpsim.cost.work import Floats, Ints
 from mpsim.cost.worker import StepDemand, step_demand, step_facts
 from mpsim.errors import CalibrationError, MpsimError
 from mpsim.schedule.lowering import lower
-from mpsim.schedule.ops import Kind, Op
 from mpsim.schedule.text import order_of, read_csv
 from mpsim.spec.model import Network, Transformer
 from mpsim.spec.plan import PlanSpec, TrainingSpec
@@ -27,7 +26,7 @@ from mpsim.workload.partition import assign, partition
 QUIET = 0.25
 """Quantile of a step's samples that counts as its time: other work on a machine only lengthens."""
 
-_MODEL: TypeAdapter[Network | Transformer] = TypeAdapter(ModelField)
+_MODEL: TypeAdapter[Any] = TypeAdapter(ModelField)
 _LOSSES = ("softmax", "cross_entropy", "binary_cross_entropy", "mse")
 
 

@@ -121,7 +121,7 @@ def _profile(name: str, machine: Mapping[str, Any], workers: Workers) -> Profile
     base = derived_profile(spec)
     plain = [f"{key} {value}" for key, value in workers.versions.items()]
     date = str(machine.get("date", datetime.datetime.now(tz=datetime.UTC).date()))[:10]
-    profile = base.model_copy(
+    return base.model_copy(
         update={
             "name": name,
             "device": device,
@@ -134,4 +134,3 @@ def _profile(name: str, machine: Mapping[str, Any], workers: Workers) -> Profile
             "workers": workers,
         }
     )
-    return profile

@@ -19,7 +19,8 @@ START = {
     "loss": 30e-6, "views": 50e-6, "kernel": 5e-6, "backward_kernel": 6e-6, "split_kernel": 8e-6,
     "rate": 80e9, "half_rows": 4.0, "half_columns": 8.0, "half_depth": 8.0,
     "operands": 20e9, "stream": 10e9, "functions": 5e8, "attention": 10e9,
-    "send": 50e-6, "receive": 40e-6, "fresh": 4e9, "wake": 20e-6, "slice": 50e-3, "copying": 4e9, "latency": 60e-6, "bandwidth": 2e9,
+    "send": 50e-6, "receive": 40e-6, "fresh": 4e9, "wake": 20e-6, "slice": 50e-3,
+    "copying": 4e9, "latency": 60e-6, "bandwidth": 2e9,
     "gap": 5e-6, "setup": 100e-6, "update": 100e-6, "tensor": 8e-6,
 }  # fmt: skip
 """Where the search starts: orders of magnitude of a server core; each may move by ``FREEDOM``."""

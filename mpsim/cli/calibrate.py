@@ -30,7 +30,7 @@ _PIPE_WIDTH = 120
     "--from",
     "folder",
     type=click.Path(path_type=Path),
-    help="Folder of earlier measurements (steps.jsonl, or gemm.csv, collectives.csv, ...): only fit.",
+    help="Folder of measurements (steps.jsonl, or gemm.csv, collectives.csv, ...): only fit.",
 )
 @click.option("--device", "name", help="Device of the zoo, or a new name: names the profile.")
 @click.option("--devices", help="Devices of the two workers, as cuda:0,cuda:1; default: the best.")
@@ -78,9 +78,7 @@ def calibrate(
         return
     if folder is None:
         folder = path.with_name(f"{path.stem}.measured")
-        measure_machine(
-            folder, devices=devices, budget=seconds, resume=resume, realtime=realtime
-        )
+        measure_machine(folder, devices=devices, budget=seconds, resume=resume, realtime=realtime)
         if measure_only:
             return
     begin = time.monotonic()

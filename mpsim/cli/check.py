@@ -50,7 +50,9 @@ _SHOWN = 8
 @click.option(
     "--profile", default=_PROFILE, show_default=True, help="Profile that mpsim calibrate wrote."
 )
-@click.option("--devices", help="Devices of the workers, as cpu,cpu; default: those of the profile.")
+@click.option(
+    "--devices", help="Devices of the workers, as cpu,cpu; default: those of the profile."
+)
 @click.option("--steps", type=click.IntRange(3, 1000), default=20, show_default=True)
 @click.option("--trace", type=click.Path(path_type=Path), help="Write both steps as one trace.")
 @click.option("--realtime", is_flag=True, help="Run the workers ahead of all other work.")

@@ -59,7 +59,7 @@ def turns(graph: OpGraph, order: Order | None = None) -> Turns:
     )
     asker = where[owner[crosses]].copy()
     if order is not None:
-        placed = _askers(order, graph, ops)
+        placed = _askers(order, graph, ops.astype(np.int32))
         asker = np.array(
             [
                 placed.get(str(graph.op(int(owner[edge]))), int(late))
@@ -117,9 +117,9 @@ def held_times(
 
     The core that computes also moves the messages, in a thread of its own. That thread gets the
     core whenever the worker waits for a message itself, which it does unless the message was taken
-    in during an earlier wait, or when the scheduler's slice is over. The receiver asks for a message when it turns to the op that needs it. A message leaves as it is
-    made, if the sender's thread has run since it was asked for; else at the sender's next wait after
-    it is both made and asked for, or a slice later.
+    in during an earlier wait, or when the scheduler's slice is over. A message leaves as it is
+    made, if the sender's thread has run since it was asked for; else at the sender's next wait
+    after it is both made and asked for, or a slice later.
 
     Args:
         graph: The ops.
@@ -130,7 +130,8 @@ def held_times(
     count, messages = len(turn.ops), len(turn.message)
     fixed = (
         turn.starts, turn.sender, turn.need_starts, turn.needs, turn.ask_starts, turn.asks,
-        turn.make_starts, turn.makes, turn.final, lengths[turn.ops].astype(float), lengths[turn.message].astype(float),
+        turn.make_starts, turn.makes, turn.final,
+        lengths[turn.ops].astype(float), lengths[turn.message].astype(float),
     )  # fmt: skip
     devices = graph.num_devices
     state = (
@@ -171,7 +172,7 @@ def _as_graph(
     return end, held
 
 
-def _play(
+def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of ours)
     starts: list[int],
     sender: list[int],
     need_starts: list[int],
@@ -219,8 +220,10 @@ def _play(
                 asked[message] = when
             other = sender[message]
             over = place[other] >= starts[other + 1]
-            if made[message] <= when and (over or opened[other] <= when <= closed[other]):
-                leaves[message] = min(leaves[message], when)
+            if made[message] <= when and (over or when <= closed[other]):
+                # a slice in the past may have let this core go on before the sender's last turn
+                late = when if over else max(when, min(opened[other], when + slice_))
+                leaves[message] = min(leaves[message], late)
             elif when < made[message] < never and (over or when <= closed[other]):
                 leaves[message] = made[message]  # its thread runs in the wait before it is made
         if waits or final[op]:

@@ -109,9 +109,7 @@ def demand_seconds(asked: Demand, fit: WorkerFit) -> tuple[Floats, Floats]:
     own = np.array([fit.forward, fit.backward, fit.input_gradient, fit.weight_gradient])
     each = np.array([fit.kernel, fit.backward_kernel, fit.split_kernel, fit.split_kernel])
     beside = asked.attentions * fit.views + asked.losses * fit.loss
-    host: Floats = (own[asked.kind] + asked.kernels * each[asked.kind] + beside) * (
-        1 - asked.empty
-    )
+    host: Floats = (own[asked.kind] + asked.kernels * each[asked.kind] + beside) * (1 - asked.empty)
     return kernels, host
 
 
@@ -183,9 +181,7 @@ def host_work(graph: OpGraph, nbytes: Floats) -> HostWork:
     np.add.at(moved, graph.pred[feeds], nbytes[owner[feeds]])
     setups[compute & (graph.previous < 0)] = 1.0
     updates = (graph.kind == Kind.STEP).astype(float)
-    return HostWork(
-        sends, receives, moved, setups, updates, waits, transfer.astype(float), nbytes
-    )
+    return HostWork(sends, receives, moved, setups, updates, waits, transfer.astype(float), nbytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +207,7 @@ def step_demand(
 ) -> StepDemand:
     """The demand of a graph, lowered from an order, whose stages are these layers."""
     passes = [
-        one
-        for index, layers in enumerate(stages)
-        for one in stage_passes(layers, first=index == 0)
+        one for index, layers in enumerate(stages) for one in stage_passes(layers, first=index == 0)
     ]
     row = np.full(graph.num_ops, -1, np.int32)
     for kind, place in ROW_OF_KIND.items():
@@ -231,9 +225,7 @@ def step_demand(
     for op in np.flatnonzero((graph.kind == Kind.B) | (graph.kind == Kind.W))[::-1].tolist():
         mine = (graph.stage == graph.stage[op]) & (touched > 0)
         touched[mine] = 0.0
-        touched[op] = parameter_bytes * sum(
-            layer.parameters for layer in stages[graph.stage[op]]
-        )
+        touched[op] = parameter_bytes * sum(layer.parameters for layer in stages[graph.stage[op]])
     output = np.array([layers[-1].output_nbytes for layers in stages])
     nbytes = np.where(graph.kind == Kind.SEND_F, output[graph.stage], 0.0)
     back = graph.kind == Kind.SEND_B
@@ -261,11 +253,7 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
         + work.setups * fit.setup
         + compute * fit.gap
     )
-    update = (
-        work.updates * fit.update
-        + asked.tensors * fit.tensor
-        + 5 * asked.updated / fit.stream
-    )
+    update = work.updates * fit.update + asked.tensors * fit.tensor + 5 * asked.updated / fit.stream
     return {
         COMPUTE: compute * kernels[row] + asked.touched / fit.fresh,
         LAUNCH: compute * host[row] + beside,
@@ -334,4 +322,5 @@ def step_facts(asked: StepDemand, stages: Sequence[Sequence[Layer]]) -> dict[str
     if len(shape):
         found["flops"] = float((2 * shape.prod(axis=1)).max())
         found["width"] = float(np.max(np.sort(shape[:, 1:], axis=1)[:, 1:]))
+        found["rows"] = float(shape[:, 1:].min())
     return found

@@ -1,7 +1,8 @@
-"""How sure a prediction for measured workers is: the interval of the step, and what it stands on."""
+"""How sure a prediction for measured workers is: the interval of the step and its grounds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class StepInterval:
     @property
     def bounds(self) -> tuple[float, float]:
         """The middle 90 %, s."""
-        low, high = np.quantile(self.steps, (0.05, 0.95))
-        return float(low), float(high)
+        low, high = np.quantile(self.steps, (0.05, 0.95)).tolist()
+        return low, high
 
 
 def step_interval(compiled: Compiled) -> StepInterval:
@@ -69,7 +70,7 @@ def demand_interval(
     deviation = float(np.sqrt(max(slope @ workers.matrix @ slope, 0.0)))
     exponent = generator.choice(np.array(workers.residuals or (0.0,)), SAMPLES)
     exponent = exponent + deviation * generator.standard_normal(SAMPLES)
-    exponent += WIDENING * sum(beyond.values()) * generator.standard_normal(SAMPLES)
+    exponent += WIDENING * math.fsum(beyond.values()) * generator.standard_normal(SAMPLES)
     return StepInterval(step * np.exp(exponent), beyond)
 
 
@@ -107,7 +108,9 @@ def worker_notes(compiled: Compiled) -> list[str]:
             f"on {errors.cells} held-out steps of {profile.device} predictions were off by "
             f"{errors.median:.1%} at the median, {errors.p90:.0%} at the ninetieth percentile"
         )
-    facts = step_facts(step_demand(compiled.graph, compiled.stages, order=compiled.order), compiled.stages)
+    facts = step_facts(
+        step_demand(compiled.graph, compiled.stages, order=compiled.order), compiled.stages
+    )
     for name in workers.outside(facts):
         low, high = workers.fit_range[name]
         notes.append(

@@ -94,9 +94,10 @@ class WorkerFit(Declaration):
     """What each parameter tensor adds to it: gradients scaled, weights updated."""
 
     @classmethod
-    def of(cls, values: Mapping[str, float]) -> Self:
+    def of(cls, values: Mapping[str, float]) -> WorkerFit:
         """The fit of plain numbers in SI units, by name."""
-        return cls.model_construct(**dict(values))
+        fields: dict[str, Any] = dict(values)
+        return cls.model_construct(**fields)
 
     @property
     def values(self) -> dict[str, float]:

@@ -34,15 +34,11 @@ def network(width):
 def record(width, schedule, microbatches, *, batch=64, noise=0.0, generator=None):
     """A step as the runner writes it, with the times that the truth gives."""
     chunks = 2 if schedule.startswith("interleaved") else 1
-    order = make_order(
-        schedule, num_devices=2, num_microbatches=microbatches, num_chunks=chunks
-    )
+    order = make_order(schedule, num_devices=2, num_microbatches=microbatches, num_chunks=chunks)
     text = write_csv(rows_of(order)).strip()
     counts = [16 // (2 * chunks)] * (2 * chunks)
     model = network(width)
-    asked, _ = ask(
-        model, counts, text, batch=batch, microbatch=batch // microbatches, sequence=1
-    )
+    asked, _ = ask(model, counts, text, batch=batch, microbatch=batch // microbatches, sequence=1)
     luck = (lambda: 1.0) if generator is None else (lambda: float(generator.lognormal(0, noise)))
     kernels, host = demand_seconds(asked.passes, TRUTH)
     split = any(letter in text for letter in "IW")

@@ -1,5 +1,6 @@
 """The gap between a predicted and a measured step: sums, and injected faults found."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,9 +77,7 @@ def run(devices=2, microbatches=6, *, sleep=None, rate=None, launches=None, late
             clock[d], moved = end, True
             place_of[d] += 1
         assert moved, "the test's own pipeline deadlocks"
-    for d in range(devices):
-        spans.append(Span(d, "STEP", clock[d], clock[d], clock[d] + 1e-4))
-    return spans
+    return spans + [Span(d, "STEP", at, at, at + 1e-4) for d, at in enumerate(clock)]
 
 
 def length(spans):
@@ -127,12 +126,12 @@ def test_a_critical_path_covers_its_step_without_overlap(devices, microbatches, 
     assert path[-1].end == length(spans)
     assert all(
         before.end == pytest.approx(after.begin, abs=1e-12)
-        for before, after in zip(path, path[1:], strict=False)
+        for before, after in itertools.pairwise(path)
     )
 
 
-# What is injected shows in the step as far as it is exposed; at least 90 % of what the step grows by
-# must be put to its cause.
+# What is injected shows in the step as far as it is exposed; at least 90 % of what the step grows
+# by must be put to its cause.
 @pytest.mark.parametrize("stage", [0, 1])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_sleep_in_one_stage_is_found_as_compute_of_that_stage(stage, seed):
