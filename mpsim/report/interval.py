@@ -67,7 +67,7 @@ def demand_interval(
     generator = np.random.default_rng(seed)
     beyond = workers.outside(facts)
     slope, step = _slopes(asked, workers)
-    deviation = float(np.sqrt(max(slope @ workers.matrix @ slope, 0.0)))
+    deviation = math.sqrt(max(float(slope @ workers.matrix @ slope), 0.0))
     exponent = generator.choice(np.array(workers.residuals or (0.0,)), SAMPLES)
     exponent = exponent + deviation * generator.standard_normal(SAMPLES)
     exponent += WIDENING * math.fsum(beyond.values()) * generator.standard_normal(SAMPLES)
