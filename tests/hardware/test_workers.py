@@ -156,6 +156,8 @@ def test_no_worker_outlives_its_parent(tasks, signal):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a run in the background, as of a script, ignores Ctrl-C and hands that down
+        preexec_fn=lambda: signals.signal(signals.SIGINT, signals.SIG_DFL),
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2

@@ -241,7 +241,14 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path):
         sys.executable, "-m", "mpsim", "whatif", "gpt3_bf16.yaml", "--jobs", "1",
         "--vary", "cluster.network.bandwidth=5GB/s:25GB/s:4000", "--results", str(results),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a run in the background, as of a script, ignores Ctrl-C and hands that down
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
     while time.monotonic() < end and not (results.exists() and results.read_text().count("\n") > 9):
         time.sleep(0.05)
