@@ -18,6 +18,7 @@ from mpsim.cost.work import Work
 from mpsim.engine import events, longest_path, periodic
 from mpsim.engine.disturbance import sample
 from mpsim.engine.timeline import Timeline
+from mpsim.errors import ScenarioError
 from mpsim.report import explain
 from mpsim.report.interval import on_workers, step_interval, worker_notes
 from mpsim.report.memory import memory_use
@@ -68,6 +69,8 @@ def simulate(
     placed = on_workers(scenario, profile) if profile else scenario
     compiled = compile_scenario(placed, profile)
     timeline = ENGINES[engine](compiled.graph, compiled.work)
+    if not 0 < float(timeline.end.max()) < float("inf"):
+        raise ScenarioError("", f"a step takes {float(timeline.end.max())} s: nothing to simulate")
     return _report(compiled, timeline, engine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -65,11 +66,24 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the command; an mpsim error becomes its text and its exit code."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows a mark
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except MpsimError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except MemoryError:
+            click.echo("error: too large for this machine's memory: fewer ops or samples", err=True)
+            ctx.exit(2)
+        except ArithmeticError as error:
+            text = "a quantity is too large or too small to compute with"
+            click.echo(f"error: {text} ({error})", err=True)
+            ctx.exit(2)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)

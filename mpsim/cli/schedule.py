@@ -94,7 +94,9 @@ def _backward_parts(given: Mapping[str, float]) -> tuple[float, float]:
     help="Times of one op of the list (a stage, a microbatch, a slice), B = I + W, FB a fused "
     "block; with --compare of a device's stages for a microbatch.",
 )
-@click.option("--hop", type=click.FloatRange(min=0), default=0.0, help="Time between devices.")
+@click.option(
+    "--hop", type=click.FloatRange(min=0, max=1e12), default=0.0, help="Time between devices."
+)
 @click.option("--memory-limit", type=float, help="Activations that a searched order may hold.")
 @click.option(
     "--freed-at-input",

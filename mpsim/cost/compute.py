@@ -111,8 +111,13 @@ def _gemms(
 def _attentions(
     kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, *, benchmark: bool
 ) -> Floats:
-    """Seconds of fused attention, which runs in 16 bits."""
-    return attention_seconds(
+    """Seconds of fused attention: in 16 bits, or by the peak of fp32 and tf32 where asked for."""
+    wide = {"fp32", "tf32"}
+    rates = np.array(
+        [peak_rate(device, k.precision if k.precision in wide else "bf16") for k in kernels]
+    )
+    slower = peak_rate(device, "bf16") / rates
+    return slower * attention_seconds(
         np.array([kernel.shape for kernel in kernels], float),
         np.array([kernel.causal for kernel in kernels]),
         np.array([kernel.backward for kernel in kernels]),

@@ -78,10 +78,7 @@ def _replicated(
         passes += sent_by_ring("reduce_scatter", gradient_nbytes(parameters, machine), size)
         return passes * microbatches
     reduce = "all_reduce" if plan.zero == 0 else "reduce_scatter"
+    gathered = sum(sent_by_ring("all_gather", cost.gather_nbytes, size) for cost in costs)
     if plan.compression.top_k is not None:
-        return sum(cost.reduce_nbytes * (size - 1) for cost in costs)
-    return sum(
-        sent_by_ring(reduce, cost.reduce_nbytes, size)
-        + sent_by_ring("all_gather", cost.gather_nbytes, size)
-        for cost in costs
-    )
+        return gathered + sum(cost.reduce_nbytes * (size - 1) for cost in costs)
+    return gathered + sum(sent_by_ring(reduce, cost.reduce_nbytes, size) for cost in costs)

@@ -97,7 +97,7 @@ def _timeline(report: Report) -> Figure:
     axes.set_xlim(0, report.makespan * scale)
     axes.set_xlabel(f"time in the step ({unit})")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_title(_title(report), fontsize=10, loc="left")
+    axes.set_title(_title(report), fontsize=10, loc="left", parse_math=False)
     colours = {KIND_NAMES[kind]: COLOURS[kind] for kind in sorted(kinds)} | {"idle": _IDLE}
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     columns = min(len(handles), 9)

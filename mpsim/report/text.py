@@ -57,7 +57,7 @@ def comparison(reports: Sequence[Report], *, wide: bool = True) -> RenderableTyp
 
 def _columns(reports: Sequence[Report]) -> RenderableType:
     """A column for each variant; lines that differ come first."""
-    table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAVY, title=Text(reports[0].scenario.name), title_justify="left")
     table.add_column("")
     for report in reports:
         table.add_column(report.scenario.variant, justify="right", overflow="fold")
@@ -70,7 +70,7 @@ def _columns(reports: Sequence[Report]) -> RenderableType:
 
 def _lines(reports: Sequence[Report], *, wide: bool) -> RenderableType:
     """A line for each variant: fit, step and its ratio to the first, and where the time goes."""
-    table = Table(box=box.SIMPLE_HEAVY, title=reports[0].scenario.name, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAVY, title=Text(reports[0].scenario.name), title_justify="left")
     table.add_column("variant", overflow="fold")
     for name in ("fits", "step", "of first", "memory", "idle"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -150,7 +150,7 @@ def _headline(report: Report) -> RenderableType:
         rate += f", {format_si(report.tokens_per_second, 'tokens/s')}"
         rate += f" ({format_si(per_device, 'tokens/s')} a device)"
     title = scenario.name + (f" · {scenario.variant}" if scenario.variant != "base" else "")
-    return Panel(Group(verdict, step, Text(rate)), title=title, title_align="left")
+    return Panel(Group(verdict, step, Text(rate)), title=Text(title), title_align="left")
 
 
 def _facts(report: Report) -> RenderableType:
@@ -274,7 +274,7 @@ def _memory(report: Report, whole: int) -> RenderableType:
     if len(order) > _SHOWN_COMPONENTS:
         shown["the rest"] = sum(size for _, size in order[_SHOWN_COMPONENTS:])
     for name, size in shown.items():
-        bar = "█" * round(size / capacity * whole)
+        bar = "█" * round(min(size / capacity, 1) * whole)
         table.add_row(name.replace("_", " "), format_bytes(size), f"{size / capacity:.1%}", bar)
     _add_beyond_allocated(table, device, capacity)
     return table

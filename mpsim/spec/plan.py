@@ -12,7 +12,6 @@ from mpsim.spec.quantities import (
     Count,
     CountOrZero,
     Declaration,
-    Factor,
     Fraction,
     Positive,
     Ratio,
@@ -145,6 +144,11 @@ class PlanSpec(Declaration):
             )
         if self.data_parallel == "data_parallel" and self.zero:
             raise ValueError("data_parallel: DataParallel does not shard; use ddp with zero")
+        if self.zero_group and (self.data * self.context) % self.zero_group:
+            raise ValueError(
+                f"zero_group ({self.zero_group}) must divide data x context "
+                f"({self.data * self.context})"
+            )
         if isinstance(self.partition, list) and len(self.partition) != self.stages:
             raise ValueError(
                 f"partition lists {len(self.partition)} stages, but pipeline ({self.pipeline}) "
@@ -181,8 +185,6 @@ class TrainingSpec(Declaration):
     """Optimizer steps reported."""
     framework: Literal["torch", "megatron", "fsdp", "legacy_megatron"] = "megatron"
     """Whose host overheads apply where the profile tells them apart."""
-    imbalance: Factor = 1.0
-    """Slowest replica's work over the mean."""
 
     @property
     def stored_type(self) -> str:

@@ -197,7 +197,11 @@ def _text(path: Path) -> str:
         if path.stat().st_size > limit:
             size = path.stat().st_size / 2**20
             raise ScenarioError(path.name, f"{size:.0f} MiB is no scenario; at most 2 MiB are read")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # devices and pipes have no size: read no more than that
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise ScenarioError(path.name, "is no scenario; at most 2 MiB are read")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise ScenarioError(str(path), f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -11,6 +11,9 @@ from mpsim.errors import ScenarioError
 _LIMIT = 200_000
 """Values a file may hold with its aliases written out: far above any scenario, far below harm."""
 
+_DEEPEST = 60
+"""Levels of nesting; a scenario has fewer than ten."""
+
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -24,6 +27,7 @@ def parse_yaml(text: str, *, where: str) -> Any:  # noqa: ANN401  (whatever the 
     Raises:
         ScenarioError: If it is not YAML, repeats a key, or grows beyond bounds through aliases.
     """
+    _check_depth(text, where)
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -35,10 +39,23 @@ def parse_yaml(text: str, *, where: str) -> Any:  # noqa: ANN401  (whatever the 
         raise ScenarioError(where, _explain(error)) from None
     except RecursionError:
         raise ScenarioError(where, "is nested too deeply to be a scenario") from None
-    except ValueError as error:  # dates such as 2026-13-45
+    except (ValueError, KeyError, AttributeError) as error:  # dates as 2026-13-45, odd tags
         raise ScenarioError(where, f"has a value that YAML cannot read: {error}") from None
     finally:
         loader.dispose()
+
+
+def _check_depth(text: str, where: str) -> None:
+    """Refuse endless nesting from the flat events, before anything recurses into it."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ScenarioError(where, "is nested too deeply to be a scenario")
+    except yaml.YAMLError as error:
+        raise ScenarioError(where, _explain(error)) from None
 
 
 def _explain(error: yaml.YAMLError) -> str:
