@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -95,7 +96,11 @@ def _backward_parts(given: Mapping[str, float]) -> tuple[float, float]:
     "block; with --compare of a device's stages for a microbatch.",
 )
 @click.option(
-    "--hop", type=click.FloatRange(min=0, max=1e12), default=0.0, help="Time between devices."
+    "--hop",
+    type=click.FloatRange(min=0, max=1e12),
+    default=0.0,
+    callback=lambda _ctx, _option, value: _finite(value),
+    help="Time between devices.",
 )
 @click.option("--memory-limit", type=float, help="Activations that a searched order may hold.")
 @click.option(
@@ -139,6 +144,13 @@ def schedule(name: str | None, **options: Any) -> None:  # noqa: ANN401
         click.echo(json.dumps(_record(measures, period), indent=1))
     else:
         _print(measures, period)
+
+
+def _finite(value: float) -> float:
+    """Refuse NaN, which passes every range."""
+    if math.isnan(value):
+        raise click.BadParameter("must be a number")
+    return value
 
 
 def _load(name: str, options: Mapping[str, Any]) -> tuple[Order, Callable[[int], Order] | None]:

@@ -239,3 +239,51 @@ def test_load_and_simulate_from_python(file):
     assert report.fits
     assert report.step_time > 0
     assert load(Path(file)).plan.pipeline == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name='[/x]'", "[/x]"),
+        ("cluster.device.memory=1 B", "DOES NOT FIT"),
+    ],
+)
+def test_names_and_sizes_are_shown_as_they_are(file, override, message):
+    assert message in run("scenario", file, "--set", override).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000, "is nested too deeply"),
+        ("- " * 100_000, "is nested too deeply"),
+        ("name: !!timestamp abc", "has a value that YAML cannot read"),
+        ("name: !!bool abc", "has a value that YAML cannot read"),
+    ],
+    ids=["flow", "block", "timestamp", "bool"],
+)
+def test_hostile_yaml_is_refused(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    result = run("scenario", path)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_device_file_is_not_read_without_end():
+    result = run("scenario", "/dev/zero")
+    assert result.exit_code == 2
+    assert "at most 2 MiB are read" in result.stderr
+
+
+def test_fp32_attention_is_not_faster_than_the_silicon(file):
+    fields = ["training.precision=fp32", "training.sequence=32768", "training.global_batch=2"]
+    sets = [part for field in fields for part in ("--set", field)]
+    found = json.loads(run("scenario", file, "--json", *sets).stdout)
+    assert found["model_flops_utilisation"]["hardware"] < 1
+
+
+def test_a_shard_group_must_divide_the_replicas(file):
+    result = run("scenario", file, "--set", "plan={data: 2, zero: 3, zero_group: 3}")
+    assert result.exit_code == 2
+    assert "zero_group (3) must divide data x context (2)" in result.stderr
