@@ -1,6 +1,7 @@
 """How far predictions for measured workers are off, on steps that no fit has seen.
 
     python benchmarks/calibration.py measure FOLDER [--realtime] [--budget 180] [--held-out 100]
+                                                    [--seed 7]
     python benchmarks/calibration.py judge FOLDER...
 
 ``measure`` calibrates into FOLDER/measured and runs a grid of other steps into FOLDER/held_out:
@@ -36,8 +37,8 @@ HOST = (
 """Parameters that a model without launch overhead does not have."""
 
 
-def grid() -> Iterator[tuple[str, object]]:
-    """The held-out steps: series over microbatch counts, and a draw of all else."""
+def grid(seed: int) -> Iterator[tuple[str, object]]:
+    """The held-out steps: series over microbatch counts, and a draw of all else by `seed`."""
     from mpsim.hardware.cells import MICROBATCHES, step_job
     from mpsim.hardware.models import block_stack, layer_stack
 
@@ -45,7 +46,7 @@ def grid() -> Iterator[tuple[str, object]]:
         job = step_job(layer_stack(width, 8), schedule, count, batch=192)
         if job is not None:
             yield schedule, job
-    generator = np.random.default_rng(7)
+    generator = np.random.default_rng(seed)
     for schedule, count, _ in itertools.product(SCHEDULES, MICROBATCHES, range(2)):
         if generator.random() < 0.2:
             model, batch, sequence = block_stack(int(generator.choice((48, 96))), 6), 64, 16
@@ -58,7 +59,7 @@ def grid() -> Iterator[tuple[str, object]]:
             yield schedule, job
 
 
-def measure(folder: Path, *, budget: float, held_out: float, realtime: bool) -> None:
+def measure(folder: Path, *, budget: float, held_out: float, realtime: bool, seed: int) -> None:
     """Calibrate, then run the held-out steps."""
     from mpsim.cli.measuring import measure_machine
     from mpsim.hardware.measure import choose_placement
@@ -73,7 +74,7 @@ def measure(folder: Path, *, budget: float, held_out: float, realtime: bool) -> 
             folder / "measured", devices=None, budget=budget, resume=False, realtime=realtime
         )
         (folder / "seconds.txt").write_text(f"{time.monotonic() - begin:.1f}\n", encoding="utf-8")
-    cells = list({str(job): (job, schedule) for schedule, job in grid()}.values())
+    cells = list({str(job): (job, schedule) for schedule, job in grid(seed)}.values())
     cells = [cells[place] for place in np.random.default_rng(0).permutation(len(cells))]
     placement = choose_placement("cpu,cpu")
     machine = describe_machine(placement)
@@ -148,13 +149,20 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--budget", type=float, default=180.0)
     parser.add_argument("--held-out", type=float, default=100.0)
+    parser.add_argument("--seed", type=int, default=7, help="of the draw of held-out steps")
     parser.add_argument("--realtime", action="store_true")
     given = parser.parse_args()
     if given.what == "judge":
         judge(given.folders)
         return
     for folder in given.folders:
-        measure(folder, budget=given.budget, held_out=given.held_out, realtime=given.realtime)
+        measure(
+            folder,
+            budget=given.budget,
+            held_out=given.held_out,
+            realtime=given.realtime,
+            seed=given.seed,
+        )
 
 
 if __name__ == "__main__":

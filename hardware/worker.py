@@ -69,6 +69,8 @@ def join(setup: Setup) -> Context:
     device = torch.device(setup.worker.device)
     if setup.realtime:
         _run_ahead()
+    elif device.type == "cpu" and hasattr(os, "SCHED_BATCH"):
+        _run_in_turns()
     if hasattr(os, "sched_setaffinity") and setup.worker.cores:
         os.sched_setaffinity(0, setup.worker.cores)
     torch.set_num_threads(1)
@@ -83,6 +85,18 @@ def join(setup: Setup) -> Context:
         timeout=timedelta(seconds=setup.timeout),
     )
     return Context(setup.worker.rank, setup.world, device, setup.backend)
+
+
+def _run_in_turns() -> None:
+    """Let a thread that has the core keep it until it waits, as far as the system goes along.
+
+    Threads that move messages share the core with the one that computes. Under Linux's usual policy
+    a message that arrives interrupts the compute or not, by what each thread had before; the same
+    step then takes one to three times as long. Batch scheduling, which needs no right, leaves out
+    the interruption. Nothing changes where it is refused.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _run_ahead() -> None:
