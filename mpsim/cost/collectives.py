@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mpsim.cost.surface import surface_factor
-from mpsim.cost.textbook import textbook_seconds
+from mpsim.cost.textbook import textbook_seconds, unfitted_seconds
 from mpsim.cost.work import Floats
 from mpsim.errors import ScenarioError
 from mpsim.spec.cluster import LinkSpec
-from mpsim.spec.profile import LinkFit, Surface
+from mpsim.spec.profile import LinkFit, Surface, load_profile
+from mpsim.spec.zoo import load_entry, names
 
 _STAND_INS = {"broadcast": "all_gather"}
 """Collective whose fitted factor serves one that was not measured: both move each byte once."""
 
 _TREE_RATE = 0.92
 """Share of the ring's rate that NCCL's trees reach (NCCL, src/graph/tuning.cc)."""
+
+_TREE_HOP = 4.5e-6
+"""What a level of a tree costs between nodes beyond a hop of the ring, whatever the network: 8.5
+against 4.0 us with the LL128 protocol (NCCL, src/graph/tuning.cc)."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,12 @@ def collective_seconds(
     Inside a node, or with one device a node: ``fitted_seconds`` of that link. Over both, the two
     levels work at once on pieces of the buffer, so that the slower one counts, plus the latencies
     of the way through the network: NCCL's flat ring or tree, the quicker one. With g devices in
-    each of p nodes, n = p g, latencies l inside and L outside and g network links of rate R a node:
+    each of p nodes, n = p g, latencies l inside and L outside, g network links of rate R a node and
+    a startup S of the network:
 
-        ring:  steps ((n - p) l + p L) + max(inside, steps (n - 1) / n N / (g R))
-        tree:  2 (log2 p L + (g - 1) l) + max(inside, 2 N / (0.92 g R)), half of it for two nodes
+        ring:  S + steps ((n - p) l + p L) + max(inside, steps (n - 1) / n N / (g R))
+        tree:  S + 2 (log2 p (L + T) + (g - 1) l) + max(inside, 2 N / (0.92 g R)),
+               half of the last for two nodes, with T what a level costs beyond a hop of a ring
 
     with steps = 2 for an all-reduce, which alone has the tree, and 1 for an all-gather and a
     reduce-scatter. An all-to-all sends (p - 1) / p of its bytes through the network while the rest
@@ -112,6 +120,7 @@ def fitted_seconds(
     tree, NVLS) do; beyond the fitted sizes and groups that of the nearest holds, so that large
     messages scale with the bandwidth and small ones with the latency of ``link``. A broadcast
     that was not measured has the factor of the all-gather; a transfer stays with the textbook.
+    Without a factor the startup of the link comes on top.
 
     Args:
         op: As for ``collective_seconds``.
@@ -124,10 +133,10 @@ def fitted_seconds(
         Seconds, of the shape of ``nbytes``.
     """
     if fit is None or group == 1:
-        return textbook_seconds(op, nbytes, group, link)
+        return unfitted_seconds(op, nbytes, group, link)
     surface = next((fit.ops[name] for name in (op, _STAND_INS.get(op)) if name in fit.ops), None)
     if surface is None:
-        return textbook_seconds(op, nbytes, group, link)
+        return unfitted_seconds(op, nbytes, group, link)
     sizes = np.ravel(nbytes)
     groups = np.full_like(sizes, group)
     factor = surface_factor(surface, groups, sizes)
@@ -153,13 +162,40 @@ def _ring(op: str, nbytes: Floats, inner: _Level, outer: _Level) -> Floats:
     latency = (devices - outer.count) * inner.link.latency + outer.count * outer.link.latency
     share = (devices - 1) / devices / inner.count
     across = outer.seconds("send", steps * share * nbytes) - outer.seconds("send", nbytes * 0)
-    return steps * latency + np.maximum(inner.seconds(op, nbytes), across)
+    latency = outer.link.startup + steps * latency
+    return latency + np.maximum(inner.seconds(op, nbytes), across)
 
 
 def _tree(nbytes: Floats, inner: _Level, outer: _Level) -> Floats:
     """Seconds of an all-reduce by trees between nodes and chains inside them."""
     levels, passes = math.ceil(math.log2(outer.count)), 1 if outer.count == 2 else 2
-    latency = 2 * (levels * outer.link.latency + (inner.count - 1) * inner.link.latency)
+    level = outer.link.latency + (_TREE_HOP if outer.link.startup else 0.0)
+    latency = 2 * (levels * level + (inner.count - 1) * inner.link.latency) + outer.link.startup
     share = passes / _TREE_RATE / inner.count
     across = outer.seconds("send", share * nbytes) - outer.seconds("send", nbytes * 0)
     return latency + np.maximum(inner.seconds("all_reduce", nbytes), across)
+
+
+def suits(fit: LinkFit, link: LinkSpec) -> bool:
+    """Whether factors are of the technology of a link: of its kind, and switched as it is.
+
+    Or of the profile that the link names: four devices that are all wired to each other take as
+    long as four behind a switch (a mesh of A100: 2 to 5 % at the median with the factors measured
+    through NVSwitch, openfabric-systems/simllm, A100 hardware envelope v1). Whatever the bandwidth
+    and latency, lest a better link be timed by other means and come out slower. Factors of a link
+    of the user's own suit any.
+    """
+    known = _technology(fit.link)
+    if link.kind == "loopback" or known in (None, (link.kind, link.switched)):
+        return True
+    named = load_profile(link.profile).link if link.profile else None
+    return named is not None and named.link == fit.link
+
+
+@cache
+def _technology(name: str) -> tuple[str, bool] | None:
+    """Kind of a link of the zoo, and whether it is switched; None for a link of the user's own."""
+    if name not in names("links"):
+        return None
+    entry = load_entry("links", name)
+    return entry.get("kind", "network"), entry.get("switched", True)

@@ -215,7 +215,7 @@ def _hop(costs: Sequence[StageCost], machine: Machine) -> float:
     if machine.plan.pipeline == 1:
         return 0.0
     link = link_between(0, 1, machine.plan, machine.cluster)
-    return link.latency + costs[0].output_nbytes / link.rate
+    return link.delay + costs[0].output_nbytes / link.rate
 
 
 def op_times(costs: Sequence[StageCost]) -> OpTimes:

@@ -134,7 +134,7 @@ def _links(graph: OpGraph, machine: Machine) -> tuple[Ints, tuple[Link, ...], Fl
         name = f"{spec.name}, node {node}" if shared else f"{spec.name}, {a} to {b}"
         number, _ = found.setdefault(name, (len(found), Link(name, spec.rate, shared)))
         index[chosen] = number
-        latency[chosen] = spec.latency
+        latency[chosen] = spec.delay
     return index, tuple(link for _, link in found.values()), latency
 
 

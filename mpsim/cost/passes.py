@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 
-from mpsim.cost.collectives import collective_seconds
+from mpsim.cost.collectives import collective_seconds, suits
 from mpsim.cost.compute import kernel_seconds
 from mpsim.cost.overlap import overlapped
 from mpsim.cost.software import SOFTWARE, Software, pass_seconds, slowdown
@@ -19,7 +19,6 @@ from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.profile import LinkFit, Profile
 from mpsim.spec.workers import Workers
-from mpsim.spec.zoo import load_entry, names
 from mpsim.workload.layers import Exchange, Kernel, Layer
 
 COMPUTE, LAUNCH, UPDATE = "compute", "launch", "update"
@@ -79,16 +78,9 @@ class Machine:
         )
 
     def link_fit(self) -> LinkFit | None:
-        """Fitted factors, where the cluster's link is of the kind that they were fitted on.
-
-        Whatever its bandwidth and latency, lest a better link be timed by other means and come out
-        slower.
-        """
-        fit, link = self.profile.link, self.cluster.node.link
-        if fit is None or link.kind == "loopback":
-            return fit
-        known = _technology(fit.link)
-        return fit if known in (None, (link.kind, link.switched)) else None
+        """Fitted factors, where the cluster's link is of the kind that they were fitted on."""
+        fit = self.profile.link
+        return fit if fit is not None and suits(fit, self.cluster.node.link) else None
 
     @property
     def host_seconds_per_launch(self) -> float:
@@ -132,15 +124,6 @@ class Machine:
         """
         plan = self.plan
         return plan.zero == 3 and plan.pipeline == 1 and plan.data * plan.context > 1
-
-
-@cache
-def _technology(name: str) -> tuple[str, bool] | None:
-    """Kind of a link of the zoo, and whether it is switched; None for a link of the user's own."""
-    if name not in names("links"):
-        return None
-    entry = load_entry("links", name)
-    return entry.get("kind", "network"), entry.get("switched", True)
 
 
 def _flat_ring_seconds(op: str, nbytes: Floats, size: int, link: LinkSpec) -> Floats:

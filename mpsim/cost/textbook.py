@@ -91,14 +91,14 @@ def tree_broadcast(nbytes: Floats, group: int, link: LinkSpec) -> Floats:
 
 
 def transfer(nbytes: Floats, link: LinkSpec) -> Floats:
-    """Time of one message from a device to another: t = L + N / R."""
+    """Time of one message from a device to another, its startup aside: t = L + N / R."""
     return link.latency + nbytes / link.rate
 
 
 def textbook_seconds(op: str, nbytes: Floats, group: int, link: LinkSpec) -> Floats:
     """Time of a collective over one kind of link by the best algorithm for each size.
 
-    A group of one takes no time.
+    The startup of the link is not counted (see ``unfitted_seconds``). A group of one takes no time.
 
     Args:
         op: all_reduce, all_gather, reduce_scatter, all_to_all, broadcast or send.
@@ -130,3 +130,13 @@ def textbook_seconds(op: str, nbytes: Floats, group: int, link: LinkSpec) -> Flo
         case "send":
             return transfer(sizes, link)
     raise ScenarioError("", f"'{op}' is no collective")
+
+
+def unfitted_seconds(op: str, nbytes: Floats, group: int, link: LinkSpec) -> Floats:
+    """Time of a collective over a link that nobody measured: its startup, then the textbook's time.
+
+    Startup is what the library spends once, whatever the group and the bytes: the base latencies of
+    NCCL's model (src/graph/tuning.cc, 2.28) for the links of the zoo. A group of one takes no time.
+    """
+    seconds = textbook_seconds(op, nbytes, group, link)
+    return seconds + link.startup if group > 1 else seconds

@@ -188,7 +188,7 @@ class Cut:
         device = where.device.tolist()
         pairs = itertools.pairwise(device)
         links = [link_between(a, b, plan, base.cluster) if a != b else None for a, b in pairs]
-        latency = np.array([link.latency if link else 0.0 for link in links])
+        latency = np.array([link.delay if link else 0.0 for link in links])
         pace = np.array([1 / link.rate if link else 0.0 for link in links])
         if mirrored:
             latency, pace = np.minimum(latency, latency[::-1]), np.minimum(pace, pace[::-1])

@@ -55,7 +55,10 @@ class LinkSpec(Declaration):
     bandwidth: Bandwidth
     """Data sheet rate of one device in one direction."""
     latency: SecondsOrZero
-    """Time of a transfer of no bytes."""
+    """Time of one hop: of each further step of a collective, whatever its bytes."""
+    startup: SecondsOrZero = 0.0
+    """Time that a collective or a transfer takes before its first hop, in the library that runs it;
+    where collectives were fitted, their factors hold it."""
     efficiency: Fraction = 1.0
     """Share of the bandwidth that large messages reach."""
     generation: int | None = Field(default=None, ge=1, le=6)
@@ -89,6 +92,11 @@ class LinkSpec(Declaration):
         """B/s that large messages reach."""
         return self.bandwidth * self.efficiency
 
+    @property
+    def delay(self) -> float:
+        """Time of a lone transfer of no bytes: ``startup + latency``, seconds."""
+        return self.startup + self.latency
+
 
 class DeviceSpec(Declaration):
     """An accelerator by its data sheet."""
@@ -101,6 +109,9 @@ class DeviceSpec(Declaration):
     """Data sheet rate of the device memory."""
     peak: dict[Precision, FlopRate] = Field(min_length=1)
     """Dense peak rate of matrix products by precision."""
+    ceiling: dict[Precision, Fraction] = Field(default_factory=dict)
+    """Share of the peak rate that the best matrix product reached, where someone measured it; a
+    derived profile scales its products and its attention by it. Empty: as the profile's device."""
     vector_peak: FlopRate | None = None
     """fp32 rate outside the matrix units; null: the fp32 peak."""
     multiprocessors: Count | None = None
@@ -110,7 +121,8 @@ class DeviceSpec(Declaration):
     reserved: BytesOrZero = 0.0
     """Memory that the driver and runtime keep (the context)."""
     profile: str | None = None
-    """Name of the fitted profile that times its kernels; null: derived from the data sheet."""
+    """Name of the fitted profile that times its kernels, applied to this data sheet where it is
+    another's; null: that of the nearest fitted device."""
     source: str = "declared in the scenario"
     """Where the figures come from."""
 
