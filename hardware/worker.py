@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import os
 import pickle
+import platform
 import signal
+import struct
 import sys
 import traceback
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from mpsim.errors import CalibrationError
 from .devices import Worker
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_SLICE = 100_000_000
+"""Time that a thread may keep its core while another wants it, ns: the most that Linux grants."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,10 @@ def join(setup: Setup) -> Context:
     ports of the loopback interface.
     """
     device = torch.device(setup.worker.device)
+    turns = not setup.realtime and device.type == "cpu" and hasattr(os, "SCHED_BATCH")
     if setup.realtime:
         _run_ahead()
-    elif device.type == "cpu" and hasattr(os, "SCHED_BATCH"):
+    elif turns:
         _run_in_turns()
     if hasattr(os, "sched_setaffinity") and setup.worker.cores:
         os.sched_setaffinity(0, setup.worker.cores)
@@ -84,6 +89,8 @@ def join(setup: Setup) -> Context:
         world_size=setup.world,
         timeout=timedelta(seconds=setup.timeout),
     )
+    if turns:  # the threads that move messages run by now, with slices of their own
+        _keep_the_core()
     return Context(setup.worker.rank, setup.world, device, setup.backend)
 
 
@@ -91,12 +98,25 @@ def _run_in_turns() -> None:
     """Let a thread that has the core keep it until it waits, as far as the system goes along.
 
     Threads that move messages share the core with the one that computes. Under Linux's usual policy
-    a message that arrives interrupts the compute or not, by what each thread had before; the same
-    step then takes one to three times as long. Batch scheduling, which needs no right, leaves out
-    the interruption. Nothing changes where it is refused.
+    a message that arrives may interrupt the compute while that holds the connection's lock; gloo's
+    thread then polls for the lock until its slice is over, and the same step takes one to three
+    times as long. Batch scheduling, which needs no right, leaves out the interruption. Nothing
+    changes where it is refused.
+
+    Source:
+        sched(7); gloo/transport/tcp/pair.cc, Pair::handleEvents (a lock that is taken makes it
+        return, to be called again at once).
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _keep_the_core() -> None:
+    """Let this thread keep its core for long beside others that want it; sched_setattr(2)."""
+    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    asked = struct.pack("IIQiIQQQ", 48, os.SCHED_BATCH, 0, 0, 0, _SLICE, 0, 0)
+    if number is not None:  # what is refused leaves the scheduler's own slice
+        ctypes.CDLL(None).syscall(number, 0, asked, 0)
 
 
 def _run_ahead() -> None:
