@@ -50,6 +50,52 @@ def gemm_fit(profile: Profile, precision: str) -> GemmFit:
     return profile.gemm[nearest_precision(precision, profile.gemm)]
 
 
+SCALAR_SHARE = {64: 0.93, 128: 0.72}
+"""Share of the fp32 peak that the main loop of a product outside the matrix units reaches, by the
+fp32 lanes of a multiprocessor: those of Volta and the A100 are fed in every cycle, the doubled ones
+since (GA102, Ada, Hopper) by the same register files and are not. Forward and backward passes of
+BERT and GPT-2 on V100 and H100 (NeuSight's measurements, arXiv:2407.13853)."""
+
+_MOST_OF_64_LANES = 0.3e12
+"""FLOP/s of a multiprocessor between 64 lanes (V100 and A100: 0.18e12) and 128 (H100: 0.51e12)."""
+
+
+def runs_scalar(precision: str, device: DeviceSpec) -> bool:
+    """Whether products of a precision run outside the matrix units.
+
+    So do those of fp32 where the data sheet has no faster fp32 for matrices (as AMD's has), and
+    those of tf32 on devices without it.
+    """
+    plain = device.vector_peak is None or device.peak.get("fp32", 0.0) <= device.vector_peak
+    return precision in ("fp32", "tf32") and precision_of(precision, device) == "fp32" and plain
+
+
+def precision_of(precision: str, device: DeviceSpec) -> str:
+    """The precision in which a device runs products of one."""
+    return nearest_precision(precision, device.peak)
+
+
+def scalar_fit(fit: GemmFit, profile: Profile, device: DeviceSpec) -> GemmFit:
+    """Products outside the matrix units, from the fit of 16 bits.
+
+    Slow units hide what surrounds them: every tile's main loop is near the peak (see
+    ``SCALAR_SHARE``), and the time that a tile takes to begin and to end is that of fewer elements
+    of k, by the ratio of the peaks. The surfaces speak of the library's other kernels.
+    """
+    slower = peak_rate(device, "fp32") / peak_rate(device, "bf16")
+    one = peak_rate(device, "fp32") / _multiprocessors(profile, device)
+    share = SCALAR_SHARE[64 if one < _MOST_OF_64_LANES else 128]
+    changed = {
+        "tiles": dict.fromkeys(("128x128", "128x64", "64x64"), share),
+        "prologue": fit.prologue * min(1.0, slower),
+        "correction": None,
+        "tiling": None,
+    }
+    # not model_copy, which would keep the candidates computed from the tiles before
+    fields = {field: getattr(fit, field) for field in GemmFit.model_fields}
+    return GemmFit.model_construct(**{**fields, **changed})
+
+
 def kernel_seconds(
     kernels: Sequence[Kernel],
     profile: Profile,
@@ -95,10 +141,12 @@ def _gemms(
     kernels: Sequence[Kernel], profile: Profile, device: DeviceSpec, *, benchmark: bool
 ) -> Floats:
     """Seconds of matrix products, all of one precision."""
-    precision = kernels[0].precision
+    precision, fit = kernels[0].precision, gemm_fit(profile, kernels[0].precision)
+    if "fp32" not in profile.gemm and runs_scalar(precision, device):
+        precision, fit = "fp32", scalar_fit(fit, profile, device)
     return gemm_seconds(
         np.array([kernel.shape for kernel in kernels], float),
-        gemm_fit(profile, precision),
+        fit,
         peak=peak_rate(device, precision),
         bandwidth=device.memory_bandwidth,
         multiprocessors=_multiprocessors(profile, device),

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsim.cost.attention import attention_pairs, attention_seconds
-from mpsim.cost.compute import gemm_fit, kernel_seconds, nearest_precision, peak_rate
+from mpsim.cost.compute import (
+    SCALAR_SHARE,
+    gemm_fit,
+    kernel_seconds,
+    nearest_precision,
+    peak_rate,
+    runs_scalar,
+)
 from mpsim.cost.derived import distance, profile_of
 from mpsim.cost.gemm import SPLITS, gemm_seconds
 from mpsim.cost.surface import surface_factor
@@ -208,6 +215,31 @@ def test_a_sustained_clock_slows_products_and_not_memory():
     assert kernel_seconds(kernels, slowed, where, benchmark=True) == pytest.approx(
         kernel_seconds(kernels, profile, where, benchmark=True)
     )
+
+
+def test_fp32_without_matrix_units_comes_near_its_peak_where_16_bits_do_not():
+    where = device("v100-sxm-32gb")
+    seconds = kernel_seconds([gemm(8192, 8192, 8192, precision="fp32")], profile_of(where), where)
+    share = 2 * 8192**3 / seconds[0] / where.peak["fp32"]
+    assert share == pytest.approx(SCALAR_SHARE[64], abs=0.03)  # waves and floor take the rest
+
+
+def test_doubled_fp32_lanes_reach_a_smaller_share():
+    shares = []
+    for name in ("a100-sxm-80gb", "h100-sxm-80gb"):
+        where = device(name)
+        one = gemm(8192, 8192, 8192, precision="fp32")
+        seconds = kernel_seconds([one], profile_of(where), where)
+        shares.append(2 * 8192**3 / seconds[0] / where.peak["fp32"])
+    assert shares[1] < 0.85 * shares[0]
+
+
+def test_which_products_run_outside_the_matrix_units():
+    assert runs_scalar("fp32", device("a100-sxm-80gb"))
+    assert not runs_scalar("tf32", device("a100-sxm-80gb"))
+    assert runs_scalar("tf32", device("v100-sxm-32gb"))  # it has no tf32
+    assert not runs_scalar("fp32", device("mi250x"))  # matrix units take fp32
+    assert not runs_scalar("fp16", device("v100-sxm-32gb"))
 
 
 def test_a_benchmark_in_8_bits_includes_its_casts():

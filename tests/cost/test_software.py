@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsim.cost.clock import EXPONENT, FULL_CLOCK, sustained_clock, with_sustained_clock
+from mpsim.cost.clock import (
+    EXPONENT,
+    FULL_CLOCK,
+    scalar_clock,
+    sustained_clock,
+    with_sustained_clock,
+)
 from mpsim.cost.derived import profile_of
 from mpsim.cost.software import HOST_SHARPNESS, SOFTWARE, Software, pass_seconds, slowdown
 from mpsim.spec.cluster import DeviceSpec
@@ -77,4 +83,12 @@ def test_a_profile_with_a_sustained_rate_of_its_own_keeps_it():
     own = profile_of(h100).model_copy(update={"sustained": {"bf16": 0.9}})
     assert with_sustained_clock(own, h100) is own
     given_one = with_sustained_clock(profile_of(h100), h100)
-    assert set(given_one.sustained.values()) == {sustained_clock(h100, profile_of(h100))}
+    by_matrix_units = {name: share for name, share in given_one.sustained.items() if name != "fp32"}
+    assert set(by_matrix_units.values()) == {sustained_clock(h100, profile_of(h100))}
+
+
+@pytest.mark.parametrize("name", ["v100-pcie", "a100-pcie-40gb", "h100-sxm-80gb"])
+def test_products_outside_the_matrix_units_are_throttled_on_small_boards_alone(name):
+    assert scalar_clock(device(name), profile_of(device(name))) == 1.0
+    small = device("l4")
+    assert scalar_clock(small, profile_of(small)) < sustained_clock(small, profile_of(small))
