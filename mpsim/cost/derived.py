@@ -7,7 +7,7 @@ from functools import cache
 
 from mpsim.cost.compute import nearest_precision, peak_rate
 from mpsim.spec.cluster import DeviceSpec, Precision
-from mpsim.spec.profile import Profile, Sheet, load_profile, shipped_profiles
+from mpsim.spec.profile import GemmFit, Profile, Sheet, load_profile, shipped_profiles
 from mpsim.spec.zoo import load_entry, names
 
 
@@ -99,7 +99,9 @@ def _rescaled(profile: Profile, device: DeviceSpec) -> dict[str, object]:
     for name, fit in profile.gemm.items():
         ratio = ceiling_ratio(device, profile, name)
         tiles = {tile: min(1.0, share * ratio) for tile, share in fit.tiles.items()}
-        gemm[name] = fit.model_copy(update={"tiles": tiles})
+        # not model_copy, which would keep the candidates computed from the tiles before
+        fields = {field: getattr(fit, field) for field in GemmFit.model_fields}
+        gemm[name] = GemmFit.model_construct(**{**fields, "tiles": tiles})
     ratio = ceiling_ratio(device, profile, next(iter(profile.gemm)))
     shares = tuple(min(1.0, share * ratio) for share in profile.attention.peak_fraction)
     return {

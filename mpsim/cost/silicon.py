@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpsim.cost.collectives import suits
 from mpsim.cost.derived import profile_of
 from mpsim.cost.tables import device_of, link_of
 from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.spec.cluster import DeviceSpec, LinkSpec
 from mpsim.spec.profile import Profile, load_profile, shipped_profiles
 from mpsim.spec.zoo import load_entry, names
+
+_BOARD_LINK = "pcie4"
+"""Link of a device that no cluster of the zoo has: boards are sold without one of their own."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,13 @@ def silicon(name: str) -> Silicon:
         hint = did_you_mean(name, [*shipped_profiles(), *names("devices")])
         known = hint or "; see `mpsim zoo profiles` and `mpsim zoo devices`"
         raise ScenarioError(f"profile '{name}'", f"no such profile or device{known}")
-    profile, link = profile_of(device), node_link(device.name)
-    if link is not None and link.profile:  # the link was measured itself, with another device
-        profile = profile.model_copy(update={"link": load_profile(link.profile).link})
-    return Silicon(profile, device, link)
+    profile, link = profile_of(device), node_link(device.name) or _link(_BOARD_LINK)
+    fit = profile.link
+    if link.profile:  # the link was measured itself, with another device
+        fit = load_profile(link.profile).link
+    elif fit is not None and not suits(fit, link):  # factors of NVLink say nothing of PCIe
+        fit = None
+    return Silicon(profile.model_copy(update={"link": fit}), device, link)
 
 
 def device_named(name: str) -> DeviceSpec | None:
@@ -81,4 +88,9 @@ def _links(device: str) -> Iterator[LinkSpec]:
         given = cluster["node"]["link"]
         base = given if isinstance(given, str) else given["base"]
         over = {} if isinstance(given, str) else {k: v for k, v in given.items() if k != "base"}
-        yield LinkSpec.model_validate({"name": base, **load_entry("links", base), **over})
+        yield _link(base, **over)
+
+
+def _link(name: str, **over: Any) -> LinkSpec:  # noqa: ANN401  (fields as the zoo writes them)
+    """A link of the zoo, with some fields otherwise."""
+    return LinkSpec.model_validate({"name": name, **load_entry("links", name), **over})

@@ -125,7 +125,14 @@ def _of_group(group: _Group, seconds: float, flops: float, machine: Machine) -> 
         return _layered(fit, *factors)
     # without a fit of its own, the peak rate counts, and the other's share of it
     ideal = flops / peak_rate(machine.cluster.device, precision)
-    return _layered(_peak(machine, precision), (fit, seconds / ideal if ideal else 1.0), *factors)
+    beyond = seconds / ideal if ideal else 1.0
+    device = machine.cluster.device
+    if device.ceiling:  # a measured share of the peak, and what the other's fit adds to it
+        share = device.ceiling[nearest_precision(precision, device.ceiling)]
+        what = f"share of the {precision} rate that the best product reaches"
+        reached = device_figure(device, "ceiling", what, f"{share:.1%}")
+        factors, beyond = [(reached, 1 / share), *factors], beyond * share
+    return _layered(_peak(machine, precision), (fit, max(1.0, beyond)), *factors)
 
 
 def _products(machine: Machine, precision: str) -> Figure:

@@ -1,11 +1,13 @@
 """Collective times: textbook hand values, invariants, levels of the topology."""
 
+import csv
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsim.cost.collectives import collective_seconds, fitted_seconds
+from mpsim.cost.collectives import collective_seconds, fitted_seconds, suits
 from mpsim.cost.tables import OPS, link_of
 from mpsim.cost.textbook import (
     pairwise_all_to_all,
@@ -19,6 +21,7 @@ from mpsim.cost.textbook import (
 from mpsim.errors import ScenarioError
 from mpsim.spec.cluster import LinkSpec
 from mpsim.spec.profile import load_profile, shipped_profiles
+from mpsim.spec.zoo import load_entry
 
 LINK = LinkSpec(bandwidth="100 GB/s", latency="2 us")
 NETWORK = LinkSpec(bandwidth="50 GB/s", latency="5 us", efficiency=0.9)
@@ -178,3 +181,85 @@ def test_sizes_are_evaluated_alike_alone_and_together():
     together = fitted_seconds("all_to_all", nbytes, 8, link_of(fit), fit=fit)
     alone = [fitted_seconds("all_to_all", one, 8, link_of(fit), fit=fit) for one in nbytes]
     assert together == pytest.approx(np.array(alone))
+
+
+def test_a_link_that_nobody_measured_starts_up_once():
+    link = LinkSpec(bandwidth="100 GB/s", latency="2 us", startup="7 us")
+    plain = link.model_copy(update={"startup": 0.0})
+    for op in ("all_reduce", "all_gather", "all_to_all", "broadcast", "send"):
+        slower = fitted_seconds(op, np.array([1e3, 1e9]), 4, link)
+        assert slower - fitted_seconds(op, np.array([1e3, 1e9]), 4, plain) == pytest.approx(7e-6)
+        assert fitted_seconds(op, np.array([1e3]), 1, link) == 0
+    assert link.delay == pytest.approx(9e-6)
+
+
+def test_factors_that_were_fitted_hold_the_startup():
+    fit = load_profile("h100_sxm").link
+    link = link_of(fit)
+    late = link.model_copy(update={"startup": 1.0})
+    sizes = np.array([1e4, 1e8])
+    assert fitted_seconds("all_reduce", sizes, 8, late, fit=fit) == pytest.approx(
+        fitted_seconds("all_reduce", sizes, 8, link, fit=fit)
+    )
+
+
+def zoo_link(name):
+    return LinkSpec.model_validate({"name": name, **load_entry("links", name)})
+
+
+@pytest.mark.parametrize(
+    ("where", "devices", "op", "fit", "allowed"),
+    [
+        # factors measured through NVSwitch: an independent machine, without a switch
+        ("nvlink3-mesh4", 4, "all_reduce", "a100_sxm", 0.05),
+        ("nvlink3-mesh4", 4, "all_gather", "a100_sxm", 0.06),
+        # NCCL's own latencies alone; without its startup the medians are 0.52 and 0.57
+        ("nvlink3-mesh4", 4, "all_reduce", None, 0.2),
+        ("nvlink3-mesh4", 4, "all_gather", None, 0.2),
+    ],
+)
+def test_an_unswitched_mesh_agrees_with_measurements(shared, where, devices, op, fit, allowed):
+    path = shared / "data" / "silicon" / "collectives_other.csv"
+    with path.open(encoding="utf-8") as lines:
+        rows = [
+            row
+            for row in csv.DictReader(lines)
+            if "NVLink mesh" in row["gpu"] and (row["gpus"], row["op"]) == (str(devices), op)
+        ]
+    sizes = np.array([float(row["size_bytes"]) for row in rows])
+    measured = np.array([float(row["time_us"]) for row in rows]) * 1e-6
+    factors = load_profile(fit).link if fit else None
+    predicted = fitted_seconds(op, sizes, devices, zoo_link(where), fit=factors)
+    small = sizes < 1e6
+    assert np.median(np.abs(predicted / measured - 1)[small]) < allowed
+
+
+@pytest.mark.parametrize(
+    ("link", "device", "low", "high"),
+    [("infiniband-ndr400", "H100 DGX", 0.85, 1.15), ("nvlink4", "H100 DGX", 0.9, 1.5)],
+)
+def test_small_transfers_take_as_long_as_measured(shared, link, device, low, high):
+    path = shared / "data" / "silicon" / "collectives_other.csv"
+    nodes = 1 if link == "nvlink4" else 2
+    with path.open(encoding="utf-8") as lines:
+        rows = [
+            row
+            for row in csv.DictReader(lines)
+            if row["gpu"].startswith(device)
+            and row["op"] == "send_recv"
+            and (row["gpus"], row["gpus_per_node"]) == ("2", str(2 // nodes))
+            and float(row["size_bytes"]) <= 2**20
+        ]
+    sizes = np.array([float(row["size_bytes"]) for row in rows])
+    measured = np.array([float(row["time_us"]) for row in rows]) * 1e-6
+    ratio = fitted_seconds("send", sizes, 2, zoo_link(link)) / measured
+    assert low < np.median(ratio) < high
+
+
+def test_factors_suit_links_of_their_kind_or_that_name_them():
+    nvlink3, pcie5 = load_profile("a100_sxm").link, load_profile("rtx_pro_6000_server").link
+    assert suits(nvlink3, zoo_link("nvlink4"))
+    assert suits(nvlink3, zoo_link("nvlink3-mesh4"))
+    assert not suits(nvlink3, zoo_link("nvlink2-mesh"))
+    assert not suits(nvlink3, zoo_link("pcie4"))
+    assert suits(pcie5, zoo_link("pcie4"))
