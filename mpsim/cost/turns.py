@@ -111,41 +111,47 @@ def _grouped(keys: Ints, values: Ints, *, count: int) -> tuple[Ints, Ints]:
 
 
 def held_times(
-    graph: OpGraph, turn: Turns, lengths: Floats, slice_: float
+    graph: OpGraph, turn: Turns, lengths: Floats, *, tails: Floats, slice_: float, delay: float
 ) -> tuple[Floats, Floats]:
-    """End of each op on a core, and how long each transfer waits for its sender's core; (N,) each.
+    """End of each op on a core, and how much later each transfer begins than it is made; (N,) each.
 
     The core that computes also moves the messages, in a thread of its own. That thread gets the
     core whenever the worker waits for a message itself, which it does unless the message was taken
     in during an earlier wait, or when the scheduler's slice is over. A message leaves as it is
-    made, if the sender's thread has run since it was asked for; else at the sender's next wait
-    after it is both made and asked for, or a slice later.
+    made, if the sender's thread has heard by then that it is asked for; else at the sender's next
+    wait after it is both made and asked for, or a slice later. Since a message is begun before the
+    receives that follow its op, it may begin before the op, which counts them, is over: then the
+    second value is below zero, and no less than minus the transfer's length.
 
     Args:
         graph: The ops.
         turn: Its turns.
         lengths: Seconds of the ops; of transfers without the hold.
+        tails: Seconds at the end of each op that pass after its messages were begun.
         slice_: Longest that a message waits for a core that computes, s.
+        delay: From asking for a message until its sender's core may hear of it, s.
     """
     count, messages = len(turn.ops), len(turn.message)
     fixed = (
         turn.starts, turn.sender, turn.need_starts, turn.needs, turn.ask_starts, turn.asks,
-        turn.make_starts, turn.makes, turn.final,
-        lengths[turn.ops].astype(float), lengths[turn.message].astype(float),
+        turn.make_starts, turn.makes, turn.final, lengths[turn.ops].astype(float),
+        tails[turn.ops].astype(float), lengths[turn.message].astype(float),
     )  # fmt: skip
     devices = graph.num_devices
+    first = turn.starts[:-1].astype(np.int64)
+    asked_first = turn.ask_starts[first].astype(np.int64)
     state = (
         np.zeros(count), np.full(messages, _NEVER), np.full(messages, _NEVER),
         np.full(messages, _NEVER), np.zeros(devices), np.full(devices, -1.0),
-        np.full(devices, -1.0), turn.starts[:-1].astype(np.int64), np.zeros(devices, np.int64),
+        np.full(devices, -1.0), first, np.zeros(devices, np.int64), asked_first, asked_first.copy(),
     )  # fmt: skip
     loop: Callable[..., Any] = _play
     if pays(graph.num_ops):
         loop = compiled(_play)
-        loop(*fixed, float(slice_), *state)
+        loop(*fixed, float(slice_), float(delay), *state)
     else:
         lists = [array.tolist() for array in state]
-        loop(*(array.tolist() for array in fixed), float(slice_), *lists)
+        loop(*(array.tolist() for array in fixed), float(slice_), float(delay), *lists)
         state = tuple(np.array(values) for values in lists)  # type: ignore[assignment]
     return _as_graph(graph, turn, lengths, (state[0], state[1], state[3]))
 
@@ -153,7 +159,7 @@ def held_times(
 def _as_graph(
     graph: OpGraph, turn: Turns, lengths: Floats, times: tuple[Floats, Floats, Floats]
 ) -> tuple[Floats, Floats]:
-    """Ends by op, and holds such that a transfer that begins when it is made ends as it arrives.
+    """Ends by op, and holds such that a transfer that begins when its op ends ends as it arrives.
 
     Transfers of one channel follow each other in a graph, so a hold is counted from the end of the
     one before.
@@ -161,13 +167,16 @@ def _as_graph(
     end, held = np.zeros(graph.num_ops), np.zeros(graph.num_ops)
     finished, made, leaves = times
     end[turn.ops] = finished
+    maker = np.repeat(np.arange(len(turn.ops)), np.diff(turn.make_starts))
+    over = np.zeros(len(turn.message))
+    over[turn.makes] = finished[maker]
     order = np.argsort(made, kind="stable")
     free: dict[int, float] = {}
     for index in order.tolist():
         op = int(turn.message[index])
         channel = int(graph.stream[op])
-        start = max(float(made[index]), free.get(channel, 0.0))
-        held[op] = max(float(leaves[index]) - start, 0.0)
+        start = max(float(over[index]), free.get(channel, 0.0))
+        held[op] = max(float(leaves[index]) - start, -float(lengths[op]))
         end[op] = free[channel] = start + held[op] + float(lengths[op])
     return end, held
 
@@ -183,8 +192,10 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
     makes: list[int],
     final: list[int],
     lengths: list[float],
+    tails: list[float],
     under_way: list[float],
     slice_: float,
+    delay: float,
     end: list[float],
     made: list[float],
     asked: list[float],
@@ -194,58 +205,68 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
     closed: list[float],
     place: list[int],
     blocked: list[int],
+    begun: list[int],
+    heard: list[int],
 ) -> None:
-    """Play the step turn by turn, earliest first; plain Python, or compiled.
+    """Play turns and requests, earliest first; plain Python, or compiled.
 
     ``turned`` is when a device's core turned to its present op, ``opened`` to ``closed`` its last
-    wait, ``blocked`` 1 while that wait is for messages that have not left yet.
+    wait, ``blocked`` 1 while that wait is for messages that have not left yet; of its requests
+    those before ``begun`` are made, those before ``heard`` known to their senders.
     """
     never = 1e300
     devices = len(starts) - 1
     while True:
-        chosen, when = -1, never
+        chosen, when, hears = -1, never, False
         for device in range(devices):
             if place[device] < starts[device + 1] and not blocked[device] and turned[device] < when:
-                chosen, when = device, turned[device]
+                chosen, when, hears = device, turned[device], False
+            if heard[device] < begun[device] and asked[asks[heard[device]]] < when:
+                chosen, when, hears = device, asked[asks[heard[device]]], True
         if chosen < 0:
             break
         op = place[chosen]
-        waits = False  # a message that its thread has taken in before is not waited for
-        for entry in range(need_starts[op], need_starts[op + 1]):
-            if leaves[needs[entry]] + under_way[needs[entry]] > closed[chosen]:
-                waits = True
-        for entry in range(ask_starts[op], ask_starts[op + 1]):
-            message = asks[entry]
-            if asked[message] > when:
-                asked[message] = when
+        waits = False
+        if hears:  # a request of this device reaches the sender of the message
+            message = asks[heard[chosen]]
+            heard[chosen] += 1
             other = sender[message]
             over = place[other] >= starts[other + 1]
-            if made[message] <= when and (over or when <= closed[other]):
-                # a slice in the past may have let this core go on before the sender's last turn
-                late = when if over else max(when, min(opened[other], when + slice_))
-                leaves[message] = min(leaves[message], late)
-            elif when < made[message] < never and (over or when <= closed[other]):
-                leaves[message] = made[message]  # its thread runs in the wait before it is made
-        if waits or final[op]:
-            opened[chosen], closed[chosen] = when, when
-            for message in range(len(sender)):
-                ready = max(made[message], asked[message])
-                if sender[message] == chosen and leaves[message] == never and ready <= when:
-                    leaves[message] = min(when, ready + slice_)
-        if waits:
-            blocked[chosen] = 1
-            closed[chosen] = never
+            if (
+                leaves[message] == never
+                and made[message] < never
+                and (over or when <= closed[other])
+            ):
+                # its thread runs in this wait, or in the one before the message is made
+                leaves[message] = max(when, made[message])
         else:
-            end[op] = when + lengths[op]
+            for entry in range(ask_starts[op], ask_starts[op + 1]):
+                asked[asks[entry]] = when + delay
+            begun[chosen] = ask_starts[op + 1]
+            # a message that its thread has taken in before is not waited for
+            for entry in range(need_starts[op], need_starts[op + 1]):
+                if leaves[needs[entry]] + under_way[needs[entry]] > closed[chosen]:
+                    waits = True
+            if waits or final[op]:
+                opened[chosen], closed[chosen] = when, when
+                for message in range(len(sender)):
+                    ready = max(made[message], asked[message])
+                    if sender[message] == chosen and leaves[message] == never and ready <= when:
+                        leaves[message] = min(when, ready + slice_)
+            if waits:
+                blocked[chosen] = 1
+                closed[chosen] = never
+            else:
+                end[op] = when + lengths[op]
         for device in range(devices):  # those whose messages have all left go on
-            if device == chosen and not waits:
+            if device == chosen and not waits and not hears:
                 turned[device] = end[op]
                 place[device] += 1
                 for entry in range(make_starts[op], make_starts[op + 1]):
                     message = makes[entry]
-                    made[message] = end[op]
+                    made[message] = end[op] - tails[op]
                     if asked[message] <= closed[device]:
-                        leaves[message] = end[op]
+                        leaves[message] = made[message]
             if not blocked[device]:
                 continue
             mine = place[device]
@@ -264,10 +285,10 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
                 place[device] += 1
                 for entry in range(make_starts[mine], make_starts[mine + 1]):
                     message = makes[entry]
-                    made[message] = end[mine]
+                    made[message] = end[mine] - tails[mine]
                     if asked[message] <= closed[device]:
-                        leaves[message] = end[mine]
-        if place[chosen] >= starts[chosen + 1]:
+                        leaves[message] = made[message]
+        if place[chosen] >= starts[chosen + 1] and not hears:
             for message in range(len(sender)):
                 ready = max(made[message], asked[message])
                 if sender[message] == chosen and leaves[message] == never and ready < never:

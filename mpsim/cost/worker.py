@@ -265,8 +265,16 @@ def step_parts(asked: StepDemand, fit: WorkerFit) -> dict[str, Floats]:
 def worker_step_seconds(asked: StepDemand, fit: WorkerFit) -> float:
     """Seconds of a step by the longest path, messages waiting for cores that compute."""
     lengths = sum(step_parts(asked, fit).values(), start=np.zeros(asked.graph.num_ops))
-    end, _ = held_times(asked.graph, asked.turns, lengths, fit.slice)
+    end, _ = _played(asked, lengths, fit)
     return float(end.max())
+
+
+def _played(asked: StepDemand, lengths: Floats, fit: WorkerFit) -> tuple[Floats, Floats]:
+    """``held_times`` of a demand: receives follow the sends of an op, a request is a message."""
+    tails = asked.host.receives * (fit.receive + fit.gap)
+    return held_times(
+        asked.graph, asked.turns, lengths, tails=tails, slice_=fit.slice, delay=fit.latency
+    )
 
 
 def worker_work(asked: StepDemand, fit: WorkerFit) -> Work:
@@ -278,7 +286,7 @@ def worker_work(asked: StepDemand, fit: WorkerFit) -> Work:
     graph, transfer = asked.graph, asked.host.transfer > 0
     parts = step_parts(asked, fit)
     lengths = sum(parts.values(), start=np.zeros(graph.num_ops))
-    _, held = held_times(graph, asked.turns, lengths, fit.slice)
+    _, held = _played(asked, lengths, fit)
     parts["transfers"] = transfer * fit.latency + held
     pairs = graph.device.astype(np.int64) * graph.num_devices + graph.peer
     link = np.full(graph.num_ops, -1, np.int32)
