@@ -21,6 +21,13 @@ GROUPED_WORKSPACE = 128 * 2**20
 """B more where experts run as grouped products: Transformer Engine's four streams of 32 MiB each
 (transformer_engine/pytorch/module/base.py: _num_cublas_streams)."""
 
+LIVE_PARAMETERS = 10**9
+"""Parameters that DeepSpeed's ZeRO-3 keeps gathered at most, unless one matrix has more
+(stage3_max_live_parameters: DeepSpeed configuration JSON, default 1e9)."""
+
+REDUCE_BUCKET = 5 * 10**8
+"""Gradients that DeepSpeed gathers before it sends them (reduce_bucket_size, default 5e8)."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -76,7 +83,9 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
 
     ZeRO (arXiv:1910.02054) shards optimizer state and master weights from stage 1, gradients from
     stage 2, parameters from stage 3; then the weights of the running layer and of the next one
-    are there in full.
+    are there in full. torch FSDP shards parameters at stage 2 too (SHARD_GRAD_OP): what stays
+    gathered are copies in the type of compute. With ``quantised_parameters`` the matrices stand in
+    8 bits alone (below stage 3).
     """
     counts, (dense, expert) = parameter_counts(layers), shard_groups(plan)
 
@@ -87,7 +96,10 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
 
     stored = TYPE_BYTES[training.stored_type]
     gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
-    static = {"parameters": over(stored, 3), "gradients": over(gradient, 2)}
+    weights = over(stored, 2 if training.framework == "fsdp" else 3)
+    if training.quantised_parameters and plan.zero < 3:
+        weights -= stored * _quantised(layers, training)
+    static = {"parameters": weights, "gradients": over(gradient, 2)}
     if training.keeps_master_weights:
         static["master_weights"] = over(4, 1)
     static["optimizer_state"] = _optimizer(layers, training, over(1, 1), counts)
@@ -139,20 +151,28 @@ def _copies(
         copies["cast_weights"] = counts.nbytes(used)
     small = PRECISION_BYTES[training.precision]
     if small < 2 and plan.zero < 3:
-        matrices = sum(
-            step.shape[0] * step.shape[1] * step.shape[2]
-            for layer in layers
-            for step in layer.backward_weight
-            if isinstance(step, Kernel)
-            and step.kind == "gemm"
-            and step.precision == training.precision
-        )
-        copies["quantised_weights"] = 2 * small * matrices
+        copies["quantised_weights"] = 2 * small * _quantised(layers, training)
     if plan.data > 1 and plan.data_parallel == "ddp" and training.framework == "torch":
         gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
         if plan.zero < 2:
             copies["gradient_buckets"] = counts.nbytes(gradient)
     return copies
+
+
+def _matrices(layer: Layer, precision: str | None = None) -> list[int]:
+    """Sizes of the weights of a layer's matrix products, those of one precision or all."""
+    return [
+        step.shape[0] * step.shape[1] * step.shape[2]
+        for step in layer.backward_weight
+        if isinstance(step, Kernel) and step.kind == "gemm" and precision in (None, step.precision)
+    ]
+
+
+def _quantised(layers: Sequence[Layer], training: TrainingSpec) -> int:
+    """Parameters of the matrices whose products run in the low precision; 0 without one."""
+    if PRECISION_BYTES[training.precision] >= 2:
+        return 0
+    return sum(sum(_matrices(layer, training.precision)) for layer in layers)
 
 
 def _gathered(
@@ -168,7 +188,9 @@ def _gathered(
     that stays gathered from forward to backward; gradients of the root and of one layer, and the
     buffer that is sent. With a pipeline all weights of the device stay gathered and gradients are
     summed in full over the microbatches (torch FSDP: reshard_after_forward is off, and gradients
-    are reduced after the last microbatch). Neither exceeds what a device without sharding holds.
+    are reduced after the last microbatch). At stage 2 torch FSDP keeps all weights gathered. Legacy
+    Megatron shards through DeepSpeed, which fetches matrix by matrix. Neither exceeds what a device
+    without sharding holds.
     """
     used, stored = _compute_element(training), TYPE_BYTES[training.stored_type]
     gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
@@ -177,10 +199,18 @@ def _gathered(
     widest = max((layer.parameters for layer in layers if layer.kind not in ends), default=0.0)
     weights = used * (root + 2 * widest)
     sums = used * root + (used + gradient) * widest
+    torch_fsdp = training.framework == "fsdp"
     if plan.pipeline > 1:
         weights, sums = counts.nbytes(used), counts.nbytes(gradient)
+    elif training.framework == "legacy_megatron":
+        table = max((layer.parameters for layer in layers if layer.kind in ends), default=0.0)
+        matrix = max([table, *(size for layer in layers for size in _matrices(layer))])
+        weights = used * max(matrix, LIVE_PARAMETERS)
+        sums = gradient * (matrix + REDUCE_BUCKET)
+    elif torch_fsdp and plan.zero == 2:
+        weights = counts.nbytes(used)
     buffers = {"gradient_buffers": min(sums, counts.nbytes(gradient) - static["gradients"])}
-    if plan.zero == 3:
+    if plan.zero == 3 or torch_fsdp:
         room = counts.nbytes(stored) - static["parameters"]
         buffers["gathered_weights"] = min(weights, room)
     return buffers

@@ -179,6 +179,9 @@ class TrainingSpec(Declaration):
     master_weights: bool | None = None
     """Whether an fp32 copy of the parameters is updated; null: when they are of 16 bits and the
     optimizer keeps state."""
+    quantised_parameters: bool = False
+    """Whether an 8-bit recipe keeps and gathers its matrices in 8 bits alone, without the 16-bit
+    ones (Megatron's fp8_param_gather)."""
     gradient_clipping: bool = True
     """Whether gradients are clipped by their global norm."""
     steps: Count = 1

@@ -113,19 +113,29 @@ def _around_head(share: Share, product: Piece, nbytes: float) -> Piece:
     )
 
 
-LOGIT_BYTES = {"megatron": (4.0, 2.0, 2.0), "torch": (4.0, 6.0, 8.0), "fused": (2.0, 2.0, 2.0)}
+LOGIT_BYTES = {
+    "megatron": (4.0, 2.0, 2.0),
+    "torch": (4.0, 6.0, 8.0),
+    "torch_parallel": (4.0, 10.0, 12.0),
+    "fused": (2.0, 2.0, 2.0),
+}
 """Bytes of a logit: kept, more at the worst of forward, more at the worst of backward.
 
 Megatron's vocabulary-parallel cross entropy (core/tensor_parallel/cross_entropy.py) turns 2-byte
 logits into one fp32 tensor and works in it in place: 4 kept, and 2 for the logits or their
 gradient. torch's cross_entropy of ``logits.float()`` keeps the fp32 log-softmax, beside the logits
-and their fp32 copy forward, beside two fp32 gradients backward. A fused loss keeps the 2-byte
-logits and makes their gradient. In fp32 the small ones are twice as large.
+and their fp32 copy forward, beside two fp32 gradients backward. With the vocabulary cut over
+devices (loss parallelism, torch/distributed/tensor/parallel/loss.py) there are, beside these, the
+shifted logits and their exponential forward; backward the zeros with the target's -1, the
+exponential and their sum. A fused loss keeps the 2-byte logits and makes their gradient. In fp32
+the small ones are twice as large.
 """
 
 
 def _logit_bytes(share: Share) -> tuple[float, float, float]:
-    kind = "megatron" if share.fuses_accumulation else "torch"
+    kind = "torch_parallel" if share.tensor > 1 else "torch"
+    if share.fuses_accumulation:
+        kind = "megatron"
     kept, forward, backward = LOGIT_BYTES["fused" if share.plan.fused_loss else kind]
     if share.element == 2:
         return kept, forward, backward

@@ -80,11 +80,31 @@ def _layer(share: Share, model: Transformer, *, sparse: bool, parts: frozenset[s
     extra = model.extra_parameters / model.layers / share.tensor
     if extra:
         pieces.append(Piece("layer", parameters=extra))
-    kept = selective(pieces, parts)
+    kept = selective(_compiled(share, pieces), parts)
     output = float(tokens * hidden * share.element)
     name, kind = ("experts_layer", "experts") if sparse else ("layer", "transformer")
     layer = join(name, kind, kept, output=output, workspace=_workspace(share, model, sparse=sparse))
     return _recomputed(share, model, layer, output)
+
+
+_CHEAP_INPUTS = ("qkv_input", "mlp_up_input", "mlp_down_input")
+"""Inputs of matrices that are elementwise functions of other kept tensors: of a norm's input and
+statistics, of the activation's input."""
+
+
+def _compiled(share: Share, pieces: list[Piece]) -> list[Piece]:
+    """The pieces without what torch.compile makes again in backward kernels.
+
+    Its partitioner cuts between forward and backward where the fewest bytes cross, and elementwise
+    operations run again for nothing (torch/_functorch/partitioners.py:
+    ``min_cut_rematerialization_partition``). Exchanges between do not run again.
+    """
+    if not share.plan.fused or share.fuses_accumulation or share.tensor > 1:
+        return pieces
+    return [
+        replace(piece, saved=tuple(s for s in piece.saved if s.name not in _CHEAP_INPUTS))
+        for piece in pieces
+    ]
 
 
 def _norms(share: Share, model: Transformer) -> list[Piece]:

@@ -161,6 +161,45 @@ def test_split_backward_leaves_what_the_weights_need():
     assert chunk_memory([layer]).weight_store == 32 * 32 * 64
 
 
+def test_8_bit_weights_stand_in_place_of_16_bit_ones():
+    """Row-wise and transposed in 8 bits: as much as the 16-bit matrices that are gone."""
+    beside = memory(precision="fp8").static
+    alone = memory(precision="fp8", quantised_parameters=True).static
+    matrices = beside["quantised_weights"] / 2
+    assert alone["quantised_weights"] == beside["quantised_weights"]
+    assert beside["parameters"] - alone["parameters"] == 2 * matrices
+    # 12 h^2 a layer; embedding, head, norms and biases stay as they are
+    assert matrices == SMALL.layers * 12 * SMALL.hidden**2
+    assert memory(precision="bf16", quantised_parameters=True).static == memory().static
+
+
+def test_torch_fsdp_shards_the_stored_weights_at_stage_2_too():
+    """SHARD_GRAD_OP: fp32 shards, and all weights gathered in the type of compute."""
+    plan = PlanSpec(data=8, zero=2)
+    torch = memory(plan=plan, framework="fsdp", parameter_type="fp32").static
+    count = parameter_count(SMALL)
+    assert torch["parameters"] == 4 * count / 8
+    assert torch["gathered_weights"] == 2 * count
+    assert memory(plan=plan).static["parameters"] == 2 * count  # DeepSpeed, Megatron
+
+
+def test_deepspeed_gathers_matrix_by_matrix():
+    """Megatron-DeepSpeed of 530 G parameters: 4 h^2 of an MLP matrix, not layers of 12 h^2."""
+    model = GPT3.model_copy(update={"layers": 105, "hidden": 20480, "heads": 128})
+    plan = PlanSpec(data=640, zero=3)
+    static = memory(model, plan=plan, sequence=2048, framework="legacy_megatron").static
+    assert static["gathered_weights"] == 2 * 4 * 20480**2
+    assert static["gradient_buffers"] == 2 * (4 * 20480**2 + 500_000_000)
+    torch = memory(model, plan=plan, sequence=2048, framework="fsdp").static
+    assert torch["gathered_weights"] > 6 * static["gathered_weights"]
+
+
+def test_a_small_model_is_gathered_whole_by_deepspeed():
+    static = memory(plan=PlanSpec(data=8, zero=3), framework="legacy_megatron").static
+    held = static["gathered_weights"] + static["parameters"]
+    assert held == pytest.approx(2 * parameter_count(SMALL))
+
+
 OFFLOAD = [("optimizer", "optimizer_state"), ("weights", "parameters")]
 
 
