@@ -16,9 +16,10 @@ class Comparison:
     Attributes:
         record: The measured run.
         step_time: Predicted step time, s; None if there is no prediction.
-        memory: Predicted peak memory of the kind that was measured, bytes.
-        fits: Whether the prediction says that the run fits; None where the record does not state
-            its microbatch.
+        memory: Predicted peak memory of the kind that was measured, bytes (where nothing was, of
+            what the driver would show); None where nothing was and ``fits`` is None.
+        fits: Whether the prediction says that the run fits; None where that hangs on a microbatch
+            or recomputation that the record does not state.
         parts: Seconds of the predicted step by cause; they sum to the step.
         memory_parts: Bytes at the predicted peak by component.
         assumptions: What the record leaves open and how it was filled.
@@ -54,6 +55,8 @@ class Comparison:
             "measured_step_time_s": measured.step_time_s,
             "predicted_peak_memory_bytes": self.memory,
             "measured_peak_memory_bytes": measured.peak_memory_bytes,
+            "predicted_fits": self.fits,
+            "measured_fits": not measured.oom,
             "skipped": self.skipped,
         }
 

@@ -24,6 +24,7 @@ from mpsim.validation.generation import (
     precision_of,
     supported_precision,
 )
+from mpsim.validation.kept import fused_loss, keeps_quantised_parameters, sums_in_16_bits
 from mpsim.validation.machine import cluster_tree
 from mpsim.validation.records import Record
 from mpsim.validation.splits import (
@@ -59,7 +60,7 @@ class Expressed:
         assumptions: What the record leaves open, as ``path = value``.
         open: Dotted scenario paths that the source leaves to a tuned choice.
         open_memory: Whether the source leaves out the microbatch, so that nobody can say from the
-            record whether the run fitted.
+            record that the run fitted.
     """
 
     scenario: Scenario
@@ -91,6 +92,11 @@ def to_scenario(record: Record) -> Expressed:
     open_fields = [path for path in _TUNED if _is_open(record, path)]
     if scenario.training.microbatch > 1 and "training.microbatch" in open_fields:
         open_fields.remove("training.microbatch")  # a framework's default, not a tuned choice
+    elif record.training.global_batch is None and "training.microbatch" in open_fields:
+        open_fields.remove("training.microbatch")  # with the batch our own there is no fastest one
+    plan = record.plan
+    if framework == "fsdp" and plan.recompute == "selective" and plan.recompute_modules is None:
+        open_fields.append("plan.recompute_layers")
     unsaid = record.training.microbatch is None
     return Expressed(scenario, tuple(notes.texts), tuple(open_fields), unsaid)
 
@@ -197,6 +203,7 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "partition": partition_of(record, pipeline * chunks, notes),
         "attention": notes.default("plan.attention", plan.attention, attention_of(record)),
         "fused": framework in ("megatron", "legacy_megatron") or bool(plan.compiled),
+        "fused_loss": fused_loss(record),
         "overlap_data": overlap_data,
         "overlap_tensor": overlap_tensor and tensor > 1,
         "overlap_expert": "expert all-to-all overlap on" in record.notes,
@@ -282,6 +289,7 @@ def _training(
         "precision": precision,
         "optimizer": guess,
         "framework": framework,
+        "quantised_parameters": keeps_quantised_parameters(record, precision),
     }
     return tree | _state_types(record, framework, precision, notes)
 
@@ -304,7 +312,7 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
     in the type of compute unless told otherwise (MixedPrecision.reduce_dtype). Megatron sums bf16
     gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
     fp16 gradients with --fp16; recipes of 8 and 4 bits keep bf16 gradients (NeMo's and
-    Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False).
+    Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False, for bf16 too).
     """
     if framework in ("fsdp", "torch"):
         tree: Tree = {"parameter_type": "fp32"}
@@ -313,7 +321,7 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
     else:
         tree = {}
         guess = {"fp16": "fp16", "fp8": "bf16", "mxfp8": "bf16", "nvfp4": "bf16"}.get(
-            precision, "fp32"
+            precision, "bf16" if precision == "bf16" and sums_in_16_bits(record) else "fp32"
         )
     tree["gradient_type"] = notes.default(
         "training.gradient_type", record.plan.gradient_dtype, guess

@@ -15,12 +15,15 @@ from mpsim.spec.model import Transformer
 from mpsim.spec.scenario import Scenario
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.conversion import Expressed, to_scenario
+from mpsim.validation.kept import memory_kind
 from mpsim.validation.records import Record
 
 _CHUNK = 12
 """Records that a worker takes at a time: few enough to balance, enough to share their layers."""
 _MICROBATCHES = (1, 2, 4, 8, 16)
 """Microbatches tried where a record states none."""
+_SHARES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
+"""Shares of recomputed layers tried where a record states none."""
 _SLACK = 1.1
 """Predicted over available memory up to which an open choice is taken to have fitted."""
 _SERIAL = 24
@@ -59,35 +62,39 @@ def compare(record: Record, *, profile: str | None = None) -> Comparison:
     """A record beside its prediction; what cannot be predicted carries the reason."""
     try:
         expressed = to_scenario(record)
-        report, assumptions = _predicted(expressed, profile)
+        report, assumptions, fits = _predicted(expressed, profile)
     except MpsimError as error:
         return Comparison(record, skipped=str(error).partition("\n")[0])
+    # the peak of a choice of our own says nothing of a run that did not state it
+    hidden = fits is None and record.measured.peak_memory_bytes is None
     return Comparison(
         record,
         step_time=report.step_time,
-        memory=memory_of_kind(report, record.measured.memory_kind),
-        fits=None if expressed.open_memory else report.fits,
+        memory=None if hidden else memory_of_kind(report, memory_kind(record)),
+        fits=fits,
         parts=dict(report.waterfall),
         memory_parts=dict(report.fullest.memory.at_peak),
         assumptions=assumptions,
     )
 
 
-def memory_of_kind(report: Report, kind: str | None) -> float:
+def memory_of_kind(report: Report, kind: str) -> float:
     """Predicted peak of the kind that was measured, bytes.
 
     ``allocated`` is what tensors take; ``reserved`` adds what the allocator holds besides;
-    ``nvidia_smi`` adds the context and the libraries' buffers. Without a kind: allocated.
+    ``nvidia_smi`` adds the context and the libraries' buffers.
     """
     if kind == "nvidia_smi":
         return report.fullest.reserved
     if kind == "reserved":
-        return report.fullest.reserved - report.scenario.cluster.device.reserved
+        return report.peak_memory * (1 + report.scenario.plan.fragmentation)
     return report.peak_memory
 
 
-def _predicted(expressed: Expressed, profile: str | None) -> tuple[Report, tuple[str, ...]]:
-    """The report of a record's scenario, and its assumptions.
+def _predicted(
+    expressed: Expressed, profile: str | None
+) -> tuple[Report, tuple[str, ...], bool | None]:
+    """The report of a record's scenario, its assumptions, and whether the run fits.
 
     What a table leaves out, its authors had tuned: of the choices that it leaves open, the
     prediction is that of the fastest that fits (of the smallest, where none fits).
@@ -105,7 +112,25 @@ def _predicted(expressed: Expressed, profile: str | None) -> tuple[Report, tuple
             if _nearly_fits(report):  # what is saved by more recomputation is not needed
                 break
     best, text = min(found, key=lambda pair: _likelihood(pair[0]))
-    return best, (*expressed.assumptions, *((f"tuned: {text}",) if text else ()))
+    assumptions = (*expressed.assumptions, *((f"tuned: {text}",) if text else ()))
+    return best, assumptions, _verdict(expressed, [report for report, _ in found])
+
+
+def _verdict(expressed: Expressed, found: Sequence[Report]) -> bool | None:
+    """Whether a run fits; None where that hangs on what its record leaves open.
+
+    Without a microbatch nothing can be said to fit. Without recomputation stated, what fits with
+    none of it fits in any case; else it may. What fits under no choice does not fit.
+    """
+    if expressed.open_memory or not {"plan.recompute", "plan.recompute_layers"}.isdisjoint(
+        expressed.open
+    ):
+        if found[0].fits and not expressed.open_memory:
+            return True
+        last = found[-1].scenario.plan  # tried where the others did not fit
+        least = last.recompute == "full" and last.recompute_layers is None
+        return False if least and not any(report.fits for report in found) else None
+    return found[0].fits
 
 
 def _likelihood(report: Report) -> tuple[bool, float]:
@@ -126,21 +151,45 @@ def _choices(expressed: Expressed) -> Iterator[list[tuple[str, Scenario]]]:
     sizes = [scenario.training.microbatch]
     if "training.microbatch" in expressed.open:
         sizes = [size for size in _MICROBATCHES if share % size == 0] or sizes
-    kinds = [scenario.plan.recompute]
-    if "plan.recompute" in expressed.open:
-        kinds = ["none", "selective", "full"]
-    modules = _recomputed_first(scenario)
+    kinds = _kinds(expressed)
     for size in sizes:
         training = scenario.training.model_copy(update={"microbatch": size})
-        plans = [scenario.plan.model_copy(update={"recompute": kind} | modules) for kind in kinds]
+        plans = [(text, scenario.plan.model_copy(update=kind)) for text, kind in kinds.items()]
         changed = [f"training.microbatch = {size}"] if sizes[1:] else []
         yield [
             (
-                ", ".join(changed + ([f"plan.recompute = {plan.recompute}"] if kinds[1:] else [])),
+                ", ".join(changed + ([text] if text else [])),
                 scenario.model_copy(update={"plan": plan, "training": training}),
             )
-            for plan in plans
+            for text, plan in plans
         ]
+
+
+def _kinds(expressed: Expressed) -> dict[str, dict[str, object]]:
+    """Ever more recomputation, where a record leaves it open: what is said of it → fields.
+
+    Selective recomputation of torch FSDP, where no modules are named, is of a share of whole layers
+    (fms-fsdp: ``selective_checkpointing``; torchtitan: every n-th layer).
+    """
+    scenario = expressed.scenario
+    modules = _recomputed_first(scenario)
+    if "plan.recompute" in expressed.open:
+        return {
+            f"plan.recompute = {kind}": {"recompute": kind, **modules}
+            for kind in ("none", "selective", "full")
+        }
+    model = scenario.model
+    if "plan.recompute_layers" not in expressed.open or not isinstance(model, Transformer):
+        return {"": dict(modules)}
+    each = model.layers // scenario.plan.pipeline
+    counts = sorted({max(1, round(each * share)) for share in _SHARES})
+    return {
+        f"plan.recompute_layers = {count}": {
+            "recompute": "full",
+            "recompute_layers": count if count < each else None,
+        }
+        for count in counts
+    }
 
 
 def _recomputed_first(scenario: Scenario) -> dict[str, list[str]]:

@@ -69,6 +69,7 @@ class Summary:
         oom_missed: Runs that went out of memory though the prediction says that they fit.
         oom_found: Runs that went out of memory, and the prediction says so.
         false_alarms: Runs that fitted though the prediction says that they do not.
+        undecided: Runs of which nothing is said, for it hangs on what their records leave open.
     """
 
     records: int
@@ -78,6 +79,7 @@ class Summary:
     oom_missed: int
     oom_found: int
     false_alarms: int
+    undecided: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Nested plain values."""
@@ -96,6 +98,7 @@ def summarise(rows: Iterable[Comparison]) -> Summary:
         oom_missed=sum(oom and fit for oom, fit in fits),
         oom_found=sum(oom and not fit for oom, fit in fits),
         false_alarms=sum(not oom and not fit for oom, fit in fits),
+        undecided=sum(row.skipped is None and row.fits is None for row in rows),
     )
 
 

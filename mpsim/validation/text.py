@@ -98,10 +98,12 @@ def _percent(share: float | None) -> str:
 
 def _show_fits(total: Summary, console: Console) -> None:
     """What was said about fitting where the run says whether it did."""
-    if total.oom_found or total.oom_missed or total.false_alarms:
+    if total.oom_found or total.oom_missed or total.false_alarms or total.undecided:
         console.print(
             f"  out of memory: {total.oom_found} foreseen, {total.oom_missed} missed, "
-            f"{total.false_alarms} runs that fitted predicted not to\n"
+            f"{total.false_alarms} runs that fitted predicted not to; {total.undecided} hang on a "
+            "microbatch or recomputation that is not stated\n",
+            soft_wrap=True,
         )
 
 

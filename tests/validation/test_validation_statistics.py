@@ -83,6 +83,8 @@ def test_a_summary_counts_rows_skipped_rows_and_what_did_not_fit():
     assert (summary.records, summary.skipped, summary.step_time.count) == (5, 1, 2)
     assert (summary.oom_missed, summary.oom_found, summary.false_alarms) == (1, 1, 1)
     assert summary.step_time.mean == pytest.approx(0.05)
+    assert summary.undecided == 0
+    assert summarise([row("f", predicted=1.0, oom=True)]).undecided == 1
 
 
 def test_each_source_counts_once_over_sources():

@@ -1,0 +1,79 @@
+"""What the software that a record names keeps in device memory, and how it reports memory.
+
+Each rule rests on the code of the software, found by its name in the record's provenance or notes;
+none looks at the name of the table that a record is in.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mpsim.validation.records import Record
+
+_FUSED_LOSS = re.compile(r"\bllm-foundry\b")
+"""Software whose loss works on 16-bit logits by default: llm-foundry (models/mpt/modeling_mpt.py:
+``loss_fn`` is 'fused_crossentropy', flash-attn's CrossEntropyLoss)."""
+_COMPILED_LOSS = re.compile(r"\btorchtitan\b.*\b202[5-9]\b")
+"""Software that compiles its loss where it compiles its layers: torchtitan since 2025
+(components/loss.py: ``build_cross_entropy_loss``; in 2024 train.py had it turned off)."""
+_PERFORMANCE_RECIPES = re.compile(
+    r"(?=.*\b(NeMo(?!-Framework-Launcher)|Megatron-Bridge)\b).*\bperformance\b"
+)
+"""Benchmarks that are run with NVIDIA's performance recipes: those of the pages on performance of
+NeMo and Megatron-Bridge (not the older launcher's)."""
+_DRIVER_LOGS = re.compile(r"\bPrimus\b")
+"""Software that logs total less free memory of the device, as the driver sees it: Primus
+(training_log patches: ``torch.cuda.mem_get_info``)."""
+
+
+def _named(names: re.Pattern[str], record: Record) -> bool:
+    return bool(names.search(f"{record.where} {record.notes}"))
+
+
+def fused_loss(record: Record) -> bool:
+    """Whether the loss makes no fp32 copy of the logits.
+
+    A compiled one does not, where the vocabulary is not cut; 8-bit layers of torchtitan are
+    compiled (docs/float8.md: float8 is slower than bf16 without).
+    """
+    if _named(_FUSED_LOSS, record):
+        return True
+    plan = record.plan
+    compiled = plan.compiled or (plan.compiled is None and plan.precision in ("fp8", "mxfp8"))
+    whole = (plan.tensor or 1) == 1
+    return bool(compiled and whole and _COMPILED_LOSS.search(record.where or ""))
+
+
+def sums_in_16_bits(record: Record) -> bool:
+    """Whether gradients are kept in bf16 whatever the precision of the products.
+
+    NVIDIA's performance recipes set ``grad_reduce_in_fp32`` to False (Megatron-Bridge,
+    scripts/performance, ``set_basic_perf_overrides``).
+    """
+    return _named(_PERFORMANCE_RECIPES, record)
+
+
+def keeps_quantised_parameters(record: Record, precision: str) -> bool:
+    """Whether 8-bit weights stand in place of 16-bit ones, not beside them.
+
+    NVIDIA's 8-bit recipes set ``fp8_param_gather`` (Megatron-Bridge, training/mixed_precision.py);
+    under mxfp8 the gathered 16-bit weights pass through the gradient buffer
+    (``reuse_grad_buf_for_mxfp8_param_ag``).
+    """
+    return precision in ("fp8", "mxfp8") and _named(_PERFORMANCE_RECIPES, record)
+
+
+def memory_kind(record: Record) -> str:
+    """The kind of memory that a prediction is compared with.
+
+    What the record states; else what the software that it names logs. Where neither says so, a
+    measured peak is taken to be that of torch's allocator (``max_memory_allocated``, which Megatron
+    logs); and where nothing was measured the prediction is what the driver would show, for that is
+    what the device's memory must hold.
+    """
+    measured = record.measured
+    if measured.memory_kind:
+        return measured.memory_kind
+    if measured.peak_memory_bytes is None or _named(_DRIVER_LOGS, record):
+        return "nvidia_smi"
+    return "allocated"
