@@ -126,7 +126,8 @@ def test_a_network_at_half_its_rate_bears_twice_the_seconds_of_bytes():
         figures(of({**fields, "cluster.network.bandwidth": rate}))["bandwidth of infiniband-hdr200"]
         for rate in ("4 GB/s", "2 GB/s")
     ]
-    assert both[1][1] == pytest.approx(2 * both[0][1], rel=0.02)  # latency stays
+    # latency stays; that of further buckets counts among the bytes here
+    assert both[1][1] == pytest.approx(2 * both[0][1], rel=0.04)
 
 
 def test_a_share_of_a_bandwidth_bears_what_it_adds():
