@@ -77,6 +77,10 @@ def _replicated(
         passes = 2 * sent_by_ring("all_gather", gathered_nbytes(parameters, machine), size)
         passes += sent_by_ring("reduce_scatter", gradient_nbytes(parameters, machine), size)
         return passes * microbatches
+    if machine.scatters_each_pass:
+        passes = sum(sent_by_ring("reduce_scatter", cost.reduce_nbytes, size) for cost in costs)
+        gathers = sum(sent_by_ring("all_gather", cost.gather_nbytes, size) for cost in costs)
+        return gathers + passes * microbatches
     reduce = "all_reduce" if plan.zero == 0 else "reduce_scatter"
     gathered = sum(sent_by_ring("all_gather", cost.gather_nbytes, size) for cost in costs)
     if plan.compression.top_k is not None:

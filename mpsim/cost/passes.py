@@ -125,6 +125,17 @@ class Machine:
         plan = self.plan
         return plan.zero == 3 and plan.pipeline == 1 and plan.data * plan.context > 1
 
+    @property
+    def scatters_each_pass(self) -> bool:
+        """Whether gradients are scattered after each of several backward passes (ZeRO-2).
+
+        A device that keeps its shard of the gradients has nowhere to sum the others' (DeepSpeed,
+        stage_1_and_2.py: ``partition_gradients``). With a pipeline they stay whole, as above.
+        """
+        plan, training = self.plan, self.training
+        several = training.global_batch > training.microbatch * plan.data
+        return plan.zero == 2 and plan.pipeline == 1 and plan.data * plan.context > 1 and several
+
 
 def _flat_ring_seconds(op: str, nbytes: Floats, size: int, link: LinkSpec) -> Floats:
     """Seconds of a collective by one ring over all members, whatever nodes they are on."""

@@ -8,8 +8,10 @@ names the rows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from mpsim.cost.compute import peak_rate
 from mpsim.spec.cluster import DeviceSpec
 from mpsim.workload.layers import Kernel
 
@@ -22,10 +24,10 @@ class Software:
         dispatches: Eager dispatches (``profile.launch.dispatch``) that the host spends on one
             kernel as the layers count them: a module's Python, autograd's bookkeeping, and small
             operators that are counted as one.
-        attention: Time of fused attention over that of the profile's kernels, on devices without
-            8-bit units (Ampere and before).
-        attention_since_hopper: The same on devices with 8-bit units, where kernels written for
-            Ampere leave the asynchronous matrix units idle.
+        attention: Time of fused attention over that of the profile's kernels, on devices for whose
+            multiprocessors the kernels were written.
+        attention_since_hopper: The same on Hopper, where kernels written for Ampere leave the
+            asynchronous matrix units idle.
         experts: Time of the experts' matrix products over that of one batched product.
     """
 
@@ -50,10 +52,25 @@ HOST_SHARPNESS = 3.1
 but not always far enough."""
 
 
+HOPPER_RATE = 989.4e12 / 132
+"""FLOP/s of a multiprocessor of the H100 in 16 bits."""
+
+_BEYOND_HOPPER = 1.25
+"""Rate of a multiprocessor over the H100's above which torch brings kernels made for it: cuDNN's
+come first on Blackwell (torchtitan, models/attention.py: ``has_cuda_capability(10, 0)``)."""
+
+
 def slowdown(kernel: Kernel, software: Software, device: DeviceSpec) -> float:
-    """Time of a kernel in training software over that of the profile's kernel."""
+    """Time of a kernel in training software over that of the profile's kernel.
+
+    Attention written for Ampere draws the same rate from each multiprocessor wherever it runs. It
+    lags behind the profile's kernels by the rate of the device's own: fully on Hopper, not at all
+    on Ampere, Ada, H20 and consumer boards, whose multiprocessors are no faster.
+    """
     if kernel.kind == "attention":
-        return software.attention_since_hopper if "fp8" in device.peak else software.attention
+        rate = peak_rate(device, "bf16") / (device.multiprocessors or math.inf) / HOPPER_RATE
+        lag = software.attention_since_hopper * rate if rate < _BEYOND_HOPPER else 0.0
+        return max(software.attention, lag)
     if kernel.kind == "gemm" and kernel.name.startswith("expert_"):
         return software.experts
     return 1.0

@@ -22,6 +22,10 @@ from mpsim.workload.layers import Layer
 TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 """Bytes of a stored number."""
 
+_FOREACH_ADAM = 20.0
+"""Numbers that torch's Adam moves for a parameter (torch/optim/adam.py, ``_multi_tensor_adam``):
+weight decay 2, lerp 3, mul 2, addcmul 3, sqrt 2, div 2, add 2, addcdiv 4."""
+
 _INDEX_BYTES = 4.0
 """Bytes of the index that goes with each entry of a top-k gradient."""
 
@@ -79,6 +83,8 @@ def _stage_cost(
     if machine.gathers_each_pass:
         forward = add(forward, _gathered_forward(layers, seconds, machine))
         backward_input = add(backward_input, _gathered_backward(layers, seconds, machine))
+    elif machine.scatters_each_pass:
+        backward_input = add(backward_input, _scattered_backward(layers, seconds, machine))
     dense = sum(layer.parameters - layer.expert_parameters for layer in layers)
     experts = sum(layer.expert_parameters for layer in layers)
     exchanged = gradient_nbytes(dense, machine)
@@ -154,11 +160,11 @@ def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
     """Seconds of the gradient exchange of a stage over its replicas, bucket after bucket.
 
     All-reduce without sharding, reduce-scatter with it. Top-k gradients differ in their places on
-    each replica and are gathered, not summed: n times the kept entries arrive. Within ZeRO-3 the
-    exchange is part of each backward pass.
+    each replica and are gathered, not summed: n times the kept entries arrive. Within ZeRO-3, and
+    ZeRO-2 with several microbatches, the exchange is part of each backward pass.
     """
     plan = machine.plan
-    if machine.gathers_each_pass:
+    if machine.gathers_each_pass or machine.scatters_each_pass:
         return 0.0
     total = 0.0
     for parameters, axis in ((dense, "data"), (experts, "expert_data")):
@@ -235,6 +241,21 @@ def _gathered_backward(
     return {"parameter gather": whole * share, "gradient exchange": whole * (1 - share)}
 
 
+def _scattered_backward(
+    layers: Sequence[Layer], seconds: Sequence[LayerSeconds], machine: Machine
+) -> dict[str, float]:
+    """What scattering gradients adds to a backward pass: each beside the layer before it."""
+    scatters = _scatters(layers, machine)[::-1]
+    compute = [
+        sum(one.backward_input.values()) + sum(one.backward_weight.values()) for one in seconds
+    ][::-1]
+    if not machine.plan.overlap_data:
+        return {"gradient exchange": sum(scatters)}
+    beside = [0.0, *scatters[:-1]]
+    hidden = sum(overlapped(c, x) - c for c, x in zip(compute, beside, strict=True))
+    return {"gradient exchange": scatters[-1] + hidden}
+
+
 def _exposed(compute: Sequence[float], exchanges: Sequence[float], machine: Machine) -> float:
     """Seconds that exchanges add when each runs beside the compute before it."""
     if not machine.plan.overlap_data:
@@ -248,6 +269,8 @@ def update_seconds(dense: float, experts: float, machine: Machine) -> float:
 
     Each updated parameter reads its gradient, reads and writes its fp32 master (or itself) and each
     kept number of state, and writes the stored parameter. Clipping reads the gradients once more.
+    torch's own Adam is not one kernel but a pass for each of its operations (``foreach``, its
+    default), see ``_FOREACH_ADAM``.
     """
     training, plan = machine.training, machine.plan
     shard = plan.zero_group or plan.data * plan.context if plan.zero else 1
@@ -259,6 +282,9 @@ def update_seconds(dense: float, experts: float, machine: Machine) -> float:
     state = 2 * states * TYPE_BYTES[training.state_type]
     weight = 2 * 4.0 + stored if training.keeps_master_weights else 2 * stored
     nbytes = parameters * (gradient + state + weight)
+    torch = training.framework == "torch" and not training.keeps_master_weights
+    if torch and training.optimizer == "adam":
+        nbytes = parameters * _FOREACH_ADAM * stored
     if training.gradient_clipping:
         nbytes += (dense + experts) * gradient
     memory = machine.profile.memory

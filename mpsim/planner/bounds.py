@@ -126,9 +126,10 @@ class Degree:
             own = np.flatnonzero(of_group == number)
             distinct, inverse = np.unique(sizes[:, own].reshape(2, -1), axis=1, return_inverse=True)
             inverse = inverse.reshape(len(own), -1)
-            alike: dict[tuple[bool, bool], Floats] = {}
+            alike: dict[tuple[bool, bool, bool], Floats] = {}
             for target, machine in zip(found, machines, strict=True):
-                kind = (machine.plan.zero > 0, machine.gathers_each_pass)
+                level = machine.plan.zero
+                kind = (level > 0, level == 2, machine.gathers_each_pass)
                 if kind not in alike:
                     alike[kind] = exchanged(distinct, machine)[:, inverse]
                 target[:, own] = alike[kind]

@@ -51,7 +51,8 @@ def exchanged(sizes: Floats, machine: Machine) -> Floats:  # (3, U) s
     Args:
         sizes: Parameters of each stage, those of all replicas and those of experts, (2, U).
         machine: Degrees and ZeRO; where parameters are gathered for each pass there is neither
-            reduction nor gather.
+            reduction nor gather. What ZeRO-2 without a pipeline scatters in each pass counts as
+            nothing: a bound.
     """
     plan, count = machine.plan, sizes.shape[1]
     reduce, gather = np.zeros(count), np.zeros(count)
@@ -64,7 +65,8 @@ def exchanged(sizes: Floats, machine: Machine) -> Floats:  # (3, U) s
         if plan.compression.top_k is not None:
             op, wire = "all_gather", wire * plan.data * plan.context
         seconds = pieces * machine.exchange_array(op, axis, wire / pieces)
-        reduce += np.where(parameters > 0, seconds, 0.0)
+        if plan.zero != 2 or plan.pipeline > 1:
+            reduce += np.where(parameters > 0, seconds, 0.0)
         if plan.zero:
             sent = parameters * gathered_nbytes(1.0, machine)
             gather += machine.exchange_array("all_gather", axis, sent)

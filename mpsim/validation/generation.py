@@ -24,16 +24,18 @@ _WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
 def framework_of(record: Record) -> Framework:
     """Which generation of software the run used, by what the record says of its kernels.
 
-    A stored score matrix is legacy Megatron; sharded gradients or parameters are FSDP, unless the
-    record names Megatron or Transformer Engine; a stated compiler without model parallelism is
-    plain torch; all else is Megatron of today.
+    Sharded gradients or parameters are FSDP, unless the record names Megatron or Transformer
+    Engine. A stored score matrix is legacy Megatron, or plain torch where the record neither names
+    Megatron nor splits the model; a stated compiler without model parallelism is plain torch; all
+    else is Megatron of today.
     """
     plan = record.plan
-    if attention_of(record) == "math":
-        return "legacy_megatron"
-    if (plan.zero or 0) >= 2 and not _NAMES_MEGATRON.search(f"{record.where} {record.notes}"):
-        return "fsdp"
+    megatron = _NAMES_MEGATRON.search(f"{record.where} {record.notes}")
     single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
+    if (plan.zero or 0) >= 2 and not megatron:
+        return "fsdp"
+    if attention_of(record) == "math":
+        return "torch" if single and not megatron else "legacy_megatron"
     return "torch" if plan.compiled is not None and single and not plan.zero else "megatron"
 
 

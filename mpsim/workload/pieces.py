@@ -65,7 +65,8 @@ def linear(share: Share, weight: Weight, product: Product, *, tensor: int = 0) -
     adds into the stored gradient (read and written in its type) where the framework fuses this,
     else a pass of its own adds it when there is more than one microbatch. Under 8-bit and 4-bit
     recipes x, dy and (once a step) W are cast, row-wise and transposed, by passes of their own,
-    and x is kept in the small type.
+    and x is kept in the small type. Under torch.autocast W is cast in each forward pass, and its
+    gradient back (6 B an element each).
 
     Args:
         share: The sizes on this device.
@@ -86,6 +87,8 @@ def linear(share: Share, weight: Weight, product: Product, *, tensor: int = 0) -
         forward.append(memory(f"{name}_cast", batch * m * k * (wide + 2 * small)))
         step = batch * matrix * (wide + 2 * small) / share.microbatches
         forward.append(memory(f"{name}_cast_weight", step))
+    elif share.casts_weights:
+        forward.append(memory(f"{name}_cast_weight", 6.0 * batch * matrix))
     moved = batch * (small * (m * k + matrix) + wide * m * n)
     forward.append(gemm(name, (batch, m, n, k), precision, nbytes=moved))
     if weight.bias and not share.plan.fused:
@@ -131,6 +134,8 @@ def _weight_gradient(
             nbytes=batch * small * m * (n + k) + out * matrix,
         )
     ]
+    if share.casts_weights and not quantised:
+        steps.append(memory(f"{weight.name}_cast_weight_gradient", 6.0 * matrix))
     if not share.fuses_accumulation and share.microbatches > 1:
         steps.append(memory(f"{weight.name}_accumulate", matrix * (share.element + 2.0 * stored)))
     if weight.bias:

@@ -89,6 +89,13 @@ class Share:
         return self.training.framework in ("megatron", "legacy_megatron")
 
     @cached_property
+    def casts_weights(self) -> bool:
+        """Whether each pass casts fp32 weights anew (torch.autocast); FSDP casts its shards."""
+        training = self.training
+        wide = training.stored_type == "fp32" and self.element < TYPE_BYTES["fp32"]
+        return wide and training.framework == "torch"
+
+    @cached_property
     def microbatches(self) -> int:
         """Microbatches of a step on one replica."""
         return max(1, self.training.global_batch // (self.batch * self.plan.data))

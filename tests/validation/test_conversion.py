@@ -66,6 +66,14 @@ def test_each_generation_of_software_follows_from_its_kernels():
     assert framework_of(record(plan=alone)) == "torch"
 
 
+def test_unfused_attention_of_a_whole_model_is_torch_unless_megatron_is_named():
+    eager = {"attention": "math", "tensor": 1, "pipeline": 1, "context": 1, "data": 16, "zero": 0}
+    assert framework_of(record(plan=eager)) == "torch"
+    named = record(plan=eager).model_copy(update={"notes": "Megatron code of 2021"})
+    assert framework_of(named) == "legacy_megatron"
+    assert framework_of(record(plan=eager | {"zero": 3})) == "fsdp"
+
+
 def test_the_source_of_a_record_changes_nothing():
     first = to_scenario(record(source="vtrain_single")).scenario
     second = to_scenario(record(source="somebody")).scenario

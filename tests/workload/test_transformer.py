@@ -294,3 +294,17 @@ def test_a_plan_that_cannot_cut_the_model_is_refused(plan, message):
     with pytest.raises(ScenarioError) as caught:
         build_layers(GPT3, PlanSpec(**plan), TrainingSpec(global_batch=8, sequence=2048))
     assert str(caught.value) == message
+
+
+def test_autocast_moves_six_bytes_a_weight_forward_and_six_backward():
+    small = Transformer(layers=2, hidden=256, heads=4, vocab=1024)
+    plain = {"global_batch": 1, "sequence": 128, "precision": "bf16", "framework": "torch"}
+    cast = layer(small, training=TrainingSpec(**plain, parameter_type="fp32"))
+    stored = layer(small, training=TrainingSpec(**plain, parameter_type="bf16"))
+
+    def casts(steps):
+        return sum(k.nbytes for k in steps if isinstance(k, Kernel) and "_cast_weight" in k.name)
+
+    matrices = 12 * 256**2
+    assert casts(cast.forward) == casts(cast.backward_weight) == 6 * matrices
+    assert casts(stored.forward) == casts(stored.backward_weight) == 0
