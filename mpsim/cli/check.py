@@ -56,6 +56,7 @@ _SHOWN = 8
 @click.option("--steps", type=click.IntRange(3, 1000), default=20, show_default=True)
 @click.option("--trace", type=click.Path(path_type=Path), help="Write both steps as one trace.")
 @click.option("--realtime", is_flag=True, help="Run the workers ahead of all other work.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def check(
     file: str,
     *,
@@ -65,6 +66,7 @@ def check(
     steps: int,
     trace: Path | None,
     realtime: bool,
+    as_json: bool,
 ) -> None:
     """Run a small scenario FILE in torch with the simulated schedule, and explain the gap.
 
@@ -76,11 +78,13 @@ def check(
     job, names = _job(compiled, steps), devices or _devices(fitted, compiled)
     run = _run(job, names, realtime=realtime)
     done = compare(compiled, run)
-    console = Console()
-    _show(done, compiled, console)
+    if as_json:
+        click.echo(json.dumps(_as_json(done, compiled), indent=1))
+    else:
+        _show(done, compiled, Console())
     if trace is not None:
         trace.write_text(json.dumps(trace_of(done.predicted, done.measured)), encoding="utf-8")
-        console.print(f"wrote {trace}")
+        click.echo(f"wrote {trace}", err=True)
 
 
 @click.command()
@@ -246,6 +250,21 @@ def _show(done: Compared, compiled: Compiled, console: Console) -> None:
     console.print(_gap_table(found))
     console.print(_worker_table(done))
     console.print(_op_table(done))
+
+
+def _as_json(done: Compared, compiled: Compiled) -> dict[str, object]:
+    """Both steps in seconds: whole, interval, causes of the gap, devices, medians of ops."""
+    both = {"predicted": done.predicted, "measured": done.measured}
+    return {
+        "scenario": compiled.scenario.name,
+        "predicted_step_time_s": done.gap.predicted,
+        "measured_step_time_s": done.gap.measured,
+        "interval_s": done.interval,
+        "steps_s": done.seconds,
+        "gap_s": {cause: done.gap.causes[cause] for cause in CAUSES},
+        "devices_s": {name: worker_times(spans) for name, spans in both.items()},
+        "ops_s": {name: _medians(spans) for name, spans in both.items()},
+    }
 
 
 def lay_beside(file: str, run: PipelineRun, profile: str, console: Console) -> None:

@@ -148,6 +148,21 @@ def test_check_runs_the_simulated_schedule_and_explains_the_gap(profile_path, tm
     assert {event["cat"] for event in events if event["ph"] == "X"} == {"predicted", "measured"}
 
 
+def test_check_as_json_sums_its_causes_to_the_gap(profile_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    told = json.loads(
+        run(
+            "check", "two_device_mlp.yaml", "--profile", profile_path, "--steps", 3, "--json"
+        ).stdout.partition("\n")[2]
+    )
+    difference = told["measured_step_time_s"] - told["predicted_step_time_s"]
+    assert sum(told["gap_s"].values()) == pytest.approx(difference, abs=1e-9)
+    assert min(told["steps_s"]) <= told["measured_step_time_s"] <= max(told["steps_s"])
+    low, high = told["interval_s"]
+    assert low < told["predicted_step_time_s"] < high
+    assert told["devices_s"]["predicted"].keys() == told["devices_s"]["measured"].keys()
+
+
 def _gap(pair, job, compiled, faults):
     from mpsim.hardware.pipeline import run_pipeline
 
