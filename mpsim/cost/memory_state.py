@@ -142,7 +142,9 @@ def _copies(
 ) -> dict[str, float]:
     """Weights in other formats: 16-bit copies of fp32 ones (autocast), 8- and 4-bit ones.
 
-    Low-precision recipes keep each matrix row-wise and transposed from the first microbatch on.
+    Low-precision recipes keep each matrix row-wise and transposed from the first microbatch on
+    (``quantised_copies``: Transformer Engine makes no transposed fp8 data where
+    ``is_non_tn_fp8_gemm_supported``).
     Matrices are those whose product runs in that precision.
     """
     copies: dict[str, float] = {}
@@ -151,7 +153,9 @@ def _copies(
         copies["cast_weights"] = counts.nbytes(used)
     small = PRECISION_BYTES[training.precision]
     if small < 2 and plan.zero < 3:
-        copies["quantised_weights"] = 2 * small * _quantised(layers, training)
+        copies["quantised_weights"] = (
+            training.quantised_copies * small * _quantised(layers, training)
+        )
     if plan.data > 1 and plan.data_parallel == "ddp" and training.framework == "torch":
         gradient = TYPE_BYTES[training.gradient_type or training.stored_type]
         if plan.zero < 2:

@@ -182,6 +182,9 @@ class TrainingSpec(Declaration):
     quantised_parameters: bool = False
     """Whether an 8-bit recipe keeps and gathers its matrices in 8 bits alone, without the 16-bit
     ones (Megatron's fp8_param_gather)."""
+    quantised_copies: Annotated[int, Field(ge=1, le=2)] = 2
+    """Forms of an 8- or 4-bit matrix that are kept: row-wise and transposed; 1 where the matrix
+    units take operands either way round (per-tensor fp8 on Blackwell)."""
     gradient_clipping: bool = True
     """Whether gradients are clipped by their global norm."""
     steps: Count = 1

@@ -24,7 +24,12 @@ from mpsim.validation.generation import (
     precision_of,
     supported_precision,
 )
-from mpsim.validation.kept import fused_loss, keeps_quantised_parameters, sums_in_16_bits
+from mpsim.validation.kept import (
+    fused_loss,
+    keeps_quantised_parameters,
+    quantised_copies,
+    sums_in_16_bits,
+)
 from mpsim.validation.machine import cluster_tree
 from mpsim.validation.records import Record
 from mpsim.validation.splits import (
@@ -290,6 +295,7 @@ def _training(
         "optimizer": guess,
         "framework": framework,
         "quantised_parameters": keeps_quantised_parameters(record, precision),
+        "quantised_copies": quantised_copies(device, precision),
     }
     return tree | _state_types(record, framework, precision, notes)
 

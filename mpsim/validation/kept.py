@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from mpsim.spec.zoo import load_entry
 from mpsim.validation.records import Record
 
 _FUSED_LOSS = re.compile(r"\bllm-foundry\b")
@@ -63,17 +64,28 @@ def keeps_quantised_parameters(record: Record, precision: str) -> bool:
     return precision in ("fp8", "mxfp8") and _named(_PERFORMANCE_RECIPES, record)
 
 
+def quantised_copies(device: str, precision: str) -> int:
+    """Forms of an 8-bit matrix on a device of the zoo: one of per-tensor fp8 on Blackwell.
+
+    Blackwell is told by its units for nvfp4. Blocks of mxfp8 are scaled along rows or columns, so
+    that both forms are needed there too.
+    """
+    return 1 if precision == "fp8" and "nvfp4" in load_entry("devices", device)["peak"] else 2
+
+
 def memory_kind(record: Record) -> str:
     """The kind of memory that a prediction is compared with.
 
-    What the record states; else what the software that it names logs. Where neither says so, a
-    measured peak is taken to be that of torch's allocator (``max_memory_allocated``, which Megatron
-    logs); and where nothing was measured the prediction is what the driver would show, for that is
-    what the device's memory must hold.
+    What the record states; else what the software that it names logs. Where neither says so, a peak
+    of whole MiB is what nvidia-smi printed, for it prints no smaller unit (torch's allocator hands
+    out 512 B at least; a multiple of 256 MiB may be a rounded figure in GiB). Any other is taken to
+    be torch's ``max_memory_allocated``, which Megatron logs. Where nothing was measured the
+    prediction is what the driver would show, for that is what the device's memory must hold.
     """
     measured = record.measured
     if measured.memory_kind:
         return measured.memory_kind
-    if measured.peak_memory_bytes is None or _named(_DRIVER_LOGS, record):
+    peak = measured.peak_memory_bytes
+    if peak is None or _named(_DRIVER_LOGS, record):
         return "nvidia_smi"
-    return "allocated"
+    return "nvidia_smi" if peak % 2**20 == 0 and peak % 2**28 else "allocated"

@@ -171,6 +171,8 @@ def test_8_bit_weights_stand_in_place_of_16_bit_ones():
     # 12 h^2 a layer; embedding, head, norms and biases stay as they are
     assert matrices == SMALL.layers * 12 * SMALL.hidden**2
     assert memory(precision="bf16", quantised_parameters=True).static == memory().static
+    once = memory(precision="fp8", quantised_copies=1).static
+    assert once["quantised_weights"] == matrices
 
 
 def test_torch_fsdp_shards_the_stored_weights_at_stage_2_too():

@@ -3,7 +3,7 @@
 import pytest
 
 from mpsim.validation.conversion import to_scenario
-from mpsim.validation.kept import fused_loss, memory_kind, sums_in_16_bits
+from mpsim.validation.kept import fused_loss, memory_kind, quantised_copies, sums_in_16_bits
 from mpsim.validation.records import Record
 
 MODEL = {
@@ -79,12 +79,22 @@ def test_8_bit_recipes_keep_no_16_bit_weights(where, precision, kept):
 
 
 @pytest.mark.parametrize(
+    ("device", "precision", "copies"),
+    [("gb200", "fp8", 1), ("gb200", "mxfp8", 2), ("h100-sxm-80gb", "fp8", 2)],
+)
+def test_blackwell_keeps_fp8_weights_once(device, precision, copies):
+    assert quantised_copies(device, precision) == copies
+
+
+@pytest.mark.parametrize(
     ("where", "measured", "kind"),
     [
         ("Megatron-LM", {"peak_memory_bytes": 1e9, "memory_kind": "reserved"}, "reserved"),
         ("AMD-AGI/Primus", {"peak_memory_bytes": 1e9, "memory_kind": "allocated"}, "allocated"),
         ("AMD-AGI/Primus", {"peak_memory_bytes": 1e9}, "nvidia_smi"),
         ("Megatron-LM", {"peak_memory_bytes": 1e9}, "allocated"),
+        ("Megatron-LM", {"peak_memory_bytes": 7019 * 2**20}, "nvidia_smi"),
+        ("Megatron-LM", {"peak_memory_bytes": 7 * 2**30}, "allocated"),
         ("Megatron-LM", {}, "nvidia_smi"),
     ],
 )
