@@ -63,16 +63,25 @@ def selective(pieces: Sequence[Piece], parts: frozenset[str]) -> list[Piece]:
     ]
 
 
-def full(layer: Layer, input_nbytes: float) -> Layer:
+def full(layer: Layer, input_nbytes: float, *, last: str = "") -> Layer:
     """The layer recomputed whole: it keeps its input, and backward runs its forward pass first.
 
     All the tensors that it would have kept come to life at once at the start of its backward pass
     and count as its workspace there. Exchanges of the forward pass run again too.
+
+    Args:
+        layer: The layer.
+        input_nbytes: Size of its input.
+        last: Matrix product from which on nothing is run again, since no tensor that backward needs
+            comes of it; "": all is run again. torch's checkpoints stop there
+            (torch.utils.checkpoint, ``set_checkpoint_early_stop``), Megatron's do not.
     """
+    names = [step.name if isinstance(step, Kernel) else "" for step in layer.forward]
+    again = layer.forward[: names.index(last)] if last and last in names else layer.forward
     revived = sum(saved.nbytes for saved in layer.saved) - input_nbytes
     return replace(
         layer,
-        backward_input=(*layer.forward, *layer.backward_input),
+        backward_input=(*again, *layer.backward_input),
         saved=(Saved("layer_input", input_nbytes),),
         workspace_nbytes=layer.workspace_nbytes + max(0.0, revived),
         plain=layer,

@@ -121,7 +121,7 @@ def _recomputed(share: Share, model: Transformer, layer: Layer, input_nbytes: fl
     plan = share.plan
     modules = plan.recompute_modules if plan.recompute == "selective" else []
     if plan.recompute == "full" or "every_2nd_layer" in modules:
-        return full(layer, input_nbytes)
+        return full(layer, input_nbytes, last=_last_product(share, model))
     if "per_op" in modules:
         core = core_sizes(share, model)
         matrix = model.ffn_width // share.tensor * share.tokens
@@ -130,6 +130,16 @@ def _recomputed(share: Share, model: Transformer, layer: Layer, input_nbytes: fl
         facts = {"per_op_saved": float(kept * share.element)}
         return per_operation(replace(layer, facts=facts))
     return layer
+
+
+def _last_product(share: Share, model: Transformer) -> str:
+    """Product at which recomputation stops: the MLP's second, where nothing after it is kept.
+
+    A mask of dropout, a norm after the MLP, or a router's weights are kept, and need its output.
+    """
+    torch = share.training.framework in ("torch", "fsdp")
+    kept = model.dropout or model.norms_per_layer > 2 or model.experts
+    return "mlp_down" if torch and not kept else ""
 
 
 def _workspace(share: Share, model: Transformer, *, sparse: bool) -> float:

@@ -308,3 +308,26 @@ def test_autocast_moves_six_bytes_a_weight_forward_and_six_backward():
     matrices = 12 * 256**2
     assert casts(cast.forward) == casts(cast.backward_weight) == 6 * matrices
     assert casts(stored.forward) == casts(stored.backward_weight) == 0
+
+
+@pytest.mark.parametrize(
+    ("framework", "dropout", "again"), [("fsdp", 0.0, 8), ("fsdp", 0.1, 12), ("megatron", 0.0, 12)]
+)
+def test_checkpoints_of_torch_stop_before_the_last_product(framework, dropout, again):
+    model = Transformer(layers=2, hidden=512, heads=8, vocab=1024, dropout=dropout)
+    train = TrainingSpec(global_batch=1, sequence=128, framework=framework)
+    made = layer(model, training=train, recompute="full")
+    plain = layer(model, training=train)
+
+    def products(steps):
+        names = ("attention_", "head")  # the scores' products, which are of another size
+        return sum(
+            k.flops
+            for k in steps
+            if isinstance(k, Kernel)
+            and k.kind == "gemm"
+            and (k.name == "attention_output" or not k.name.startswith(names))
+        )
+
+    once = products(made.backward_input) - products(plain.backward_input)
+    assert once == again * 512**2 * 2 * 128  # of 12 h² multiply-adds a token, 4 h² are the last's
