@@ -150,11 +150,8 @@ def test_check_runs_the_simulated_schedule_and_explains_the_gap(profile_path, tm
 
 def test_check_as_json_sums_its_causes_to_the_gap(profile_path):
     pytest.importorskip("torch", reason="torch is not installed")
-    told = json.loads(
-        run(
-            "check", "two_device_mlp.yaml", "--profile", profile_path, "--steps", 3, "--json"
-        ).stdout.partition("\n")[2]
-    )
+    done = run("check", "two_device_mlp.yaml", "--profile", profile_path, "--steps", 3, "--json")
+    told = json.loads(done.stdout)
     difference = told["measured_step_time_s"] - told["predicted_step_time_s"]
     assert sum(told["gap_s"].values()) == pytest.approx(difference, abs=1e-9)
     assert min(told["steps_s"]) <= told["measured_step_time_s"] <= max(told["steps_s"])
