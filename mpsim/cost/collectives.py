@@ -120,7 +120,8 @@ def fitted_seconds(
     tree, NVLS) do; beyond the fitted sizes and groups that of the nearest holds, so that large
     messages scale with the bandwidth and small ones with the latency of ``link``. A broadcast
     that was not measured has the factor of the all-gather; a transfer stays with the textbook.
-    Without a factor the startup of the link comes on top.
+    Without a factor the startup of the link comes on top. Of direct links a group has those between
+    its members (``LinkSpec.among``).
 
     Args:
         op: As for ``collective_seconds``.
@@ -132,6 +133,7 @@ def fitted_seconds(
     Returns:
         Seconds, of the shape of ``nbytes``.
     """
+    link = link.among(group)
     if fit is None or group == 1:
         return unfitted_seconds(op, nbytes, group, link)
     surface = next((fit.ops[name] for name in (op, _STAND_INS.get(op)) if name in fit.ops), None)

@@ -128,7 +128,7 @@ def _links(graph: OpGraph, machine: Machine) -> tuple[Ints, tuple[Link, ...], Fl
         a, b = divmod(pair, graph.num_devices)
         chosen = transfers[pairs == pair]
         spec = link_between(a, b, machine.plan, machine.cluster)
-        inside = spec is machine.cluster.node.link
+        inside = spec is not machine.cluster.network
         shared = inside and machine.cluster.node.shared_uplink
         node = node_of(a, machine.plan, machine.cluster.node.devices)
         name = f"{spec.name}, node {node}" if shared else f"{spec.name}, {a} to {b}"

@@ -76,8 +76,11 @@ def node_of(pipeline_device: int, plan: PlanSpec, per_node: int) -> int:
 
 
 def link_between(a: int, b: int, plan: PlanSpec, cluster: ClusterSpec) -> LinkSpec:
-    """The link between two pipeline positions: inside their node, or the network."""
+    """The link between two pipeline positions: inside their node, or the network.
+
+    Of direct links, the one between the two.
+    """
     per_node = cluster.node.devices
     if cluster.network is None or node_of(a, plan, per_node) == node_of(b, plan, per_node):
-        return cluster.node.link
+        return cluster.node.link.among(2)
     return cluster.network

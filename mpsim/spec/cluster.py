@@ -68,6 +68,9 @@ class LinkSpec(Declaration):
     switched: bool = True
     """Whether each pair of devices has the full rate at once (NVSwitch, fat tree); false: direct
     links that the rate is divided over."""
+    peers: Count | None = None
+    """Devices that the direct links of one lead to, each with an even share of the bandwidth; null:
+    any device has the whole."""
     profile: str | None = None
     """Name of the fitted profile that times its collectives; null: none."""
     source: str = "declared in the scenario"
@@ -91,6 +94,16 @@ class LinkSpec(Declaration):
     def rate(self) -> float:
         """B/s that large messages reach."""
         return self.bandwidth * self.efficiency
+
+    def among(self, group: int) -> LinkSpec:
+        """The link as a group sees it: with direct links, those to its other members alone.
+
+        bandwidth x min(1, (group - 1) / peers)
+        """
+        if self.peers is None or group > self.peers:
+            return self
+        bandwidth = self.bandwidth * max(1, group - 1) / self.peers
+        return self.model_copy(update={"bandwidth": bandwidth, "peers": None})
 
     @property
     def delay(self) -> float:

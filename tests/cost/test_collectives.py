@@ -263,3 +263,35 @@ def test_factors_suit_links_of_their_kind_or_that_name_them():
     assert not suits(nvlink3, zoo_link("nvlink2-mesh"))
     assert not suits(nvlink3, zoo_link("pcie4"))
     assert suits(pcie5, zoo_link("pcie4"))
+
+
+def test_of_direct_links_a_group_has_those_between_its_members():
+    link = LinkSpec(bandwidth="300 GB/s", latency="2 us", switched=False, peers=3)
+    assert [link.among(group).bandwidth for group in (2, 3, 4, 8)] == [1e11, 2e11, 3e11, 3e11]
+    by_hand = 2 * (2e-6 + 1e9 / (2 * 1e11))
+    assert fitted_seconds("all_reduce", np.array(1e9), 2, link) == pytest.approx(by_hand)
+    whole = link.model_copy(update={"peers": None})
+    assert whole.among(2) is whole
+
+
+@pytest.mark.parametrize(
+    ("where", "gpu", "devices", "fit", "allowed"),
+    [
+        # with the whole bandwidth for any group the errors are 0.61, 0.81 and 0.29
+        ("nvlink3-mesh4", "NVLink mesh", 2, "a100_sxm", 0.2),
+        ("nvlink2-mesh", "V100", 2, None, 0.3),  # even shares; the cube's pairs have 1 or 2 links
+        ("nvlink2-mesh", "V100", 4, None, 0.1),
+    ],
+)
+def test_few_devices_of_a_mesh_are_as_slow_as_measured(shared, where, gpu, devices, fit, allowed):
+    path = shared / "data" / "silicon" / "collectives_other.csv"
+    with path.open(encoding="utf-8") as lines:
+        rows = [
+            (float(row["size_bytes"]), float(row["time_us"]) * 1e-6)
+            for row in csv.DictReader(lines)
+            if gpu in row["gpu"] and (row["gpus"], row["op"]) == (str(devices), "all_reduce")
+        ]
+    sizes, measured = np.array(rows).T
+    factors = load_profile(fit).link if fit else None
+    predicted = fitted_seconds("all_reduce", sizes, devices, zoo_link(where), fit=factors)
+    assert np.median(np.abs(predicted / measured - 1)[sizes > 6e7]) < allowed
