@@ -17,7 +17,7 @@ from mpsim.cost.passes import (
     layer_seconds,
 )
 from mpsim.cost.worker import worker_layer_seconds
-from mpsim.workload.layers import Layer
+from mpsim.workload.layers import Kernel, Layer
 
 TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 """Bytes of a stored number."""
@@ -188,13 +188,35 @@ def _gather_seconds(dense: float, experts: float, machine: Machine) -> float:
     ) + machine.exchange_seconds("all_gather", "expert_data", gathered_nbytes(experts, machine))
 
 
+def _one_by_one(machine: Machine) -> bool:
+    """Whether each matrix is exchanged by itself: DeepSpeed's ZeRO-3 as it was in 2021."""
+    return machine.gathers_each_pass and machine.training.framework == "legacy_megatron"
+
+
+def _sharded_seconds(op: str, nbytes: float, layer: Layer, machine: Machine) -> float:
+    """Seconds of a collective over the shards of a layer.
+
+    One call for the layer; in 2021 one for each matrix (DeepSpeed 0.3, partition_parameters.py:
+    ``_allgather_param``, ``_reduce_scatter_gradient``), whose buffers are lists of one tensor for
+    each rank that torch copies one by one (ProcessGroupNCCL.cpp: ``allgather``): a launch each.
+    """
+    if not _one_by_one(machine):
+        return machine.exchange_seconds(op, "shard", nbytes)
+    products = (step for step in layer.backward_weight if isinstance(step, Kernel))
+    calls = max(1, sum(step.count for step in products if step.kind == "gemm"))
+    ranks = machine.plan.zero_group or machine.plan.data * machine.plan.context
+    launch = machine.profile.launch
+    copies = ranks * (launch.host + launch.dispatch)
+    return calls * (machine.exchange_seconds(op, "shard", nbytes / calls) + copies)
+
+
 def _gathers(layers: Sequence[Layer], machine: Machine) -> list[float]:
     """Seconds of gathering each layer's parameters (ZeRO-3)."""
     found: dict[int, float] = {}
     for layer in layers:
         if id(layer) not in found:
             nbytes = gathered_nbytes(layer.parameters, machine)
-            found[id(layer)] = machine.exchange_seconds("all_gather", "shard", nbytes)
+            found[id(layer)] = _sharded_seconds("all_gather", nbytes, layer, machine)
     return [found[id(layer)] for layer in layers]
 
 
@@ -204,7 +226,7 @@ def _scatters(layers: Sequence[Layer], machine: Machine) -> list[float]:
     for layer in layers:
         if id(layer) not in found:
             nbytes = gradient_nbytes(layer.parameters, machine)
-            shard = machine.exchange_seconds("reduce_scatter", "shard", nbytes)
+            shard = _sharded_seconds("reduce_scatter", nbytes, layer, machine)
             group = machine.plan.zero_group or machine.plan.data * machine.plan.context
             rest = machine.exchange_seconds("all_reduce", "shard_replicas", nbytes / group)
             found[id(layer)] = shard + rest
@@ -226,7 +248,8 @@ def _gathered_backward(
     """What gathering parameters again and scattering gradients adds to a backward pass.
 
     From the last layer to the first: beside a layer's backward the layer before it is gathered and
-    the gradients of the layer after it are scattered.
+    the gradients of the layer after it are scattered. Where matrices come one by one, they are
+    dropped after the forward pass that recomputation repeats, and come once more.
     """
     gathers, scatters = _gathers(layers, machine)[::-1], _scatters(layers, machine)[::-1]
     compute = [
@@ -234,7 +257,8 @@ def _gathered_backward(
     ][::-1]
     beside = [g + s for g, s in zip([*gathers[1:], 0.0], [0.0, *scatters[:-1]], strict=True)]
     if not machine.plan.overlap_data:
-        return {"parameter gather": sum(gathers), "gradient exchange": sum(scatters)}
+        times = 2 if _one_by_one(machine) and machine.plan.recompute == "full" else 1
+        return {"parameter gather": times * sum(gathers), "gradient exchange": sum(scatters)}
     both = sum(overlapped(c, x) - c for c, x in zip(compute, beside, strict=True))
     whole = gathers[0] + scatters[-1] + both
     share = sum(gathers) / max(sum(gathers) + sum(scatters), 1e-30)

@@ -38,3 +38,16 @@ def test_sharded_gradients_are_scattered_for_each_microbatch(small):
 def test_with_one_microbatch_sharding_gradients_changes_nothing(small):
     one = {"training.global_batch": 4, "training.microbatch": 1}
     assert zero(small, 2, **one) == zero(small, 1, **one)
+
+
+def test_deepspeed_of_2021_gathers_each_matrix_by_itself(small):
+    fields = {"training.global_batch": 4, "training.microbatch": 1, "plan.overlap_data": False}
+    fields["plan.recompute"] = "full"
+    today = zero(small, 3, **fields, **{"training.framework": "fsdp"})
+    then = zero(small, 3, **fields, **{"training.framework": "legacy_megatron"})
+    assert then.forward["parameter gather"] > 2 * today.forward["parameter gather"]
+    # once for the forward pass that is repeated, once for the backward pass
+    again = then.backward_input["parameter gather"]
+    assert again == pytest.approx(2 * then.forward["parameter gather"])
+    once = today.backward_input["parameter gather"]
+    assert once == pytest.approx(today.forward["parameter gather"])
