@@ -55,9 +55,9 @@ class Comparison:
             "measured_step_time_s": measured.step_time_s,
             "predicted_peak_memory_bytes": self.memory,
             "measured_peak_memory_bytes": measured.peak_memory_bytes,
+            "skipped": self.skipped,
             "predicted_fits": self.fits,
             "measured_fits": not measured.oom,
-            "skipped": self.skipped,
         }
 
 

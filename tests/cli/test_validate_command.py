@@ -53,6 +53,8 @@ def test_json_has_the_documented_keys(tmp_path: Path):
         "predicted_peak_memory_bytes",
         "measured_peak_memory_bytes",
         "skipped",
+        "predicted_fits",
+        "measured_fits",
     ]
     assert set(tree["sources"]) == {"sa", "sb"}
     total = tree["total"]
