@@ -205,3 +205,11 @@ def test_the_record_has_every_entry_with_its_unit():
             },
         ],
     }
+
+
+def test_a_measured_ceiling_is_no_guess():
+    found = figures(of({"cluster.device": "mi300x"}))
+    reached = found["share of the bf16 rate that the best product reaches"][0]
+    assert (reached.kind, reached.value) == ("measured", "51.1%")
+    assert "668.4 of 1307.4 TFLOP/s" in reached.source
+    assert found["efficiency of bf16 products"][0].kind == "guess"
