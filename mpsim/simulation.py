@@ -67,16 +67,23 @@ def simulate(
         ScenarioError, ScheduleError: If the plan cannot be carried out.
     """
     placed = on_workers(scenario, profile) if profile else scenario
-    compiled = compile_scenario(placed, profile)
+    return report_of(compile_scenario(placed, profile), engine=engine)
+
+
+def report_of(compiled: Compiled, *, engine: str = "events") -> Report:
+    """The report of a compiled scenario, run by an engine.
+
+    Raises:
+        ScenarioError: If the step takes no time, or forever.
+    """
     timeline = ENGINES[engine](compiled.graph, compiled.work)
     if not 0 < float(timeline.end.max()) < float("inf"):
         raise ScenarioError("", f"a step takes {float(timeline.end.max())} s: nothing to simulate")
     return _report(compiled, timeline, engine)
 
 
-def step_seconds(scenario: Scenario) -> float:
-    """Seconds of the step by the fast engine, without a report: what searches and rules need."""
-    compiled = compile_scenario(scenario)
+def step_seconds(compiled: Compiled) -> float:
+    """Seconds of the step by the fast engine, without a report: what rules need."""
     return float(longest_path.run(compiled.graph, compiled.work).end.max())
 
 

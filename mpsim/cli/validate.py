@@ -18,13 +18,16 @@ from mpsim.validation import text
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.fit import calibrate, choose
 from mpsim.validation.plot import plot_scatter
-from mpsim.validation.predict import compare_all
+from mpsim.validation.predict import compare_all, compare_each
 from mpsim.validation.records import Problem, Record, read_records, value_at
 from mpsim.validation.series import read_series, score_series
 from mpsim.validation.statistics import by_source, over_sources, summarise
 from mpsim.validation.tables import score_tables
 
 _SERIES = "series.jsonl"
+
+_INTERRUPTED = 130
+"""Exit code of a program that Ctrl-C ended (128 + SIGINT)."""
 
 
 @click.command()
@@ -78,7 +81,9 @@ def validate(
     paths = list(files) or [_published()]
     records, problems = read_records(paths)
     kept = select(records, conditions)
-    rows = compare_all(kept, profile=profile, processes=processes)
+    rows, stopped = _compared(kept, profile, processes)
+    if stopped:
+        fit_on, series = None, False  # what is calibrated or put in series is not complete
     factors, fitted, rows = _calibrated(rows, fit_on, profile, processes)
     scores = score_series(_series(paths), rows) if series else {}
     if plot is not None:
@@ -92,8 +97,25 @@ def validate(
         text.show(rows, problems, console, shown=worst)
         if scores:
             text.show_series(scores, console)
+    if stopped:
+        click.echo(f"interrupted: {len(rows)} of {len(kept)} records were predicted", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED)
     if strict and (problems or any(row.skipped is not None for row in rows)):
         raise click.exceptions.Exit(2)
+
+
+def _compared(
+    records: Sequence[Record], profile: str | None, processes: int | None
+) -> tuple[list[Comparison], bool]:
+    """Each record beside its prediction, and whether Ctrl-C ended it before all were there."""
+    found: dict[int, Comparison] = {}
+    try:
+        for place, row in compare_each(records, profile=profile, processes=processes):
+            found[place] = row  # noqa: PERF403  (what came before Ctrl-C stays)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+    return [found[place] for place in sorted(found)], len(found) < len(records)
 
 
 def _score_tables(folder: Path, profile: str | None, *, as_json: bool) -> None:

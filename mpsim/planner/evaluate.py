@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mpsim.cost.compiled import Compiled, compile_scenario, machine_of
-from mpsim.cost.estimate import estimate
-from mpsim.cost.memory import StageMemory, stage_memory
-from mpsim.cost.stages import stage_costs
+from mpsim.cost.compiled import Compiled, compile_scenario
+from mpsim.cost.peak import device_memory
+from mpsim.cost.recompiled import recompiled
 from mpsim.engine import events, longest_path
 from mpsim.engine.timeline import Timeline
 from mpsim.errors import ScenarioError
-from mpsim.schedule.ops import Kind
 from mpsim.schedule.orders import SCHEDULES
 from mpsim.simulation import steady_step
 from mpsim.spec.scenario import Scenario
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -98,14 +91,7 @@ class Runner:
             self._known[name] = _run(scenario)
             return self._known[name]
         like = self._known[name]
-        machine = machine_of(scenario)
-        if machine.workers is not None:
-            return _run(scenario)
-        costs = tuple(stage_costs(like.compiled.stages, machine))
-        work = estimate(like.compiled.graph, costs, machine)
-        compiled = replace(
-            like.compiled, scenario=scenario, machine=machine, costs=costs, work=work
-        )
+        compiled = recompiled(like.compiled, scenario)
         return _done(compiled, _timeline(compiled), like.memory)
 
 
@@ -124,69 +110,3 @@ def _timeline(compiled: Compiled) -> Timeline:
     if shared:
         return events.run(compiled.graph, compiled.work)
     return longest_path.run(compiled.graph, compiled.work)
-
-
-def device_memory(compiled: Compiled) -> Floats:  # (P,) B
-    """What the driver reports at the peak of each device.
-
-    Compute ops of a device run one after the other, so what it holds follows from their order
-    alone: a forward brings its stage's activations, the backward (W of a split one, or I where the
-    plan releases there) frees them at its end, and temporaries stand while an op runs.
-    """
-    scenario, graph = compiled.scenario, compiled.graph
-    parts = _device_parts(compiled)
-    per_stage = np.zeros((3, graph.num_stages))  # kept, forward and backward temporaries, B
-    for stages, memory in zip(compiled.held, parts, strict=True):
-        for held_stage, chunk in zip(stages, memory.chunks, strict=True):
-            per_stage[:, held_stage] = (
-                chunk.nbytes,
-                chunk.forward_transient,
-                chunk.backward_transient,
-            )
-    ops = np.flatnonzero(np.isin(graph.kind, (Kind.F, Kind.B, Kind.I, Kind.W)))
-    ops = ops[np.argsort(graph.device[ops], kind="stable")]
-    kind, stage = graph.kind[ops], graph.stage[ops]
-    splits = np.zeros(graph.num_stages, np.bool_)
-    splits[stage[kind == Kind.I]] = True
-    freeing = np.int8(Kind.W if scenario.plan.release == "weight" else Kind.I)
-    part, num_parts = graph.part[ops], graph.num_parts[ops]
-    comes = (kind == Kind.F) & (part <= 0)
-    goes = (kind == np.where(splits[stage], freeing, np.int8(Kind.B))) | (kind == Kind.B)
-    goes &= (num_parts <= 1) | (part == num_parts - 1)
-    slices = int(graph.slice.max(initial=-1)) + 1 or 1
-    kept = per_stage[0, stage] / slices
-    freed = np.where(goes, kept, 0.0)
-    held = np.cumsum(np.where(comes, kept, 0.0)) - (np.cumsum(freed) - freed)
-    held += np.where(kind == Kind.F, per_stage[1, stage], 0.0)
-    held += np.where((kind == Kind.B) | (kind == Kind.I), per_stage[2, stage], 0.0)
-    starts = np.searchsorted(graph.device[ops], np.arange(graph.num_devices))
-    peaks = np.maximum.reduceat(held, starts)
-    versions = compiled.order.weight_versions if compiled.order else None
-    return np.array(
-        [
-            memory.shown(
-                memory.static_nbytes
-                + memory.static.get("parameters", 0.0) * (versions[device] - 1 if versions else 0)
-                + max(float(peak), memory.update_transient)
-            )
-            for device, (memory, peak) in enumerate(zip(parts, peaks, strict=True))
-        ]
-    )
-
-
-def _device_parts(compiled: Compiled) -> list[StageMemory]:
-    """Memory of each device in its parts; devices that hold the same layers share one."""
-    scenario, found = compiled.scenario, {}
-    parts = []
-    for stages in compiled.held:
-        layers = [compiled.stages[stage] for stage in stages]
-        key = tuple(tuple(map(id, stage)) for stage in layers)
-        if key not in found:
-            found[key] = stage_memory(
-                layers,
-                scenario.plan,
-                scenario.training,
-                context=scenario.cluster.device.reserved,
-            )
-        parts.append(found[key])
-    return parts

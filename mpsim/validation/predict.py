@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from mpsim.errors import MpsimError
@@ -16,6 +13,7 @@ from mpsim.spec.scenario import Scenario
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.conversion import Expressed, to_scenario
 from mpsim.validation.kept import memory_kind
+from mpsim.validation.pool import cores, each
 from mpsim.validation.records import Record
 
 _CHUNK = 12
@@ -40,17 +38,23 @@ def compare_all(
         profile: Name or file of a profile to time all kernels with; None: each device's own.
         processes: Workers; None: as many as there are cores.
     """
-    workers = processes or os.cpu_count() or 1
+    found = dict(compare_each(records, profile=profile, processes=processes))
+    return [found[place] for place in range(len(records))]
+
+
+def compare_each(
+    records: Sequence[Record], *, profile: str | None = None, processes: int | None = None
+) -> Iterator[tuple[int, Comparison]]:
+    """As :func:`compare_all`, each with its place, in the order in which they are done."""
+    workers = processes or cores()
     one = partial(compare, profile=profile)
-    if workers == 1 or len(records) <= _SERIAL:
-        return [one(record) for record in records]
+    if len(records) <= _SERIAL:
+        workers = 1
     # runs of one model and device side by side: a worker times their layers once
     order = sorted(range(len(records)), key=lambda index: _alike(records[index]))
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        done = pool.map(one, [records[index] for index in order], chunksize=_CHUNK)
-        found = dict(zip(order, done, strict=True))
-    return [found[index] for index in range(len(records))]
+    alike = [records[index] for index in order]
+    for place, row in each(one, alike, workers=workers, chunk=_CHUNK):
+        yield order[place], row
 
 
 def _alike(record: Record) -> tuple[str, ...]:

@@ -1,6 +1,12 @@
 """The rules hold on random scenarios, and each catches a cost that breaks it."""
 
 import dataclasses
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,12 +15,19 @@ from click.testing import CliRunner
 from mpsim.cli import main
 from mpsim.cost import stages
 from mpsim.cost.collectives import collective_seconds
-from mpsim.report.metrics import Report
-from mpsim.simulation import simulate
-from mpsim.spec.reader import build
+from mpsim.cost.compiled import compile_scenario
+from mpsim.cost.peak import device_memory
+from mpsim.cost.recompiled import recompiled
+from mpsim.schedule.orders import SCHEDULES
+from mpsim.simulation import report_of, step_seconds
+from mpsim.spec.model import Network
+from mpsim.spec.reader import build, changed
+from mpsim.spec.zoo import names as zoo_names
 from mpsim.validation import rules
 from mpsim.validation.random_scenarios import random_scenario
-from mpsim.validation.rules import RULES, broken
+from mpsim.validation.rules import RULES, Trial, broken
+
+validate = importlib.import_module("mpsim.cli.validate")
 
 TREE = {
     "model": {"layers": 4, "hidden": 512, "heads": 8, "vocab": 1024},
@@ -56,15 +69,20 @@ def test_random_scenarios_depend_on_the_seed_alone():
 
 def test_random_scenarios_cover_the_range_of_declarations():
     generator = np.random.default_rng(0)
-    found = [random_scenario(generator) for _ in range(300)]
-    assert {one.plan.zero for one in found} == {0, 1, 2, 3}
-    assert {one.plan.recompute for one in found} == {"none", "selective", "full"}
-    assert len({one.plan.schedule for one in found}) >= 6
-    assert len({one.cluster.device.name for one in found}) >= 4
-    assert {one.training.precision for one in found} == {"bf16", "fp16", "fp32"}
-    for axis in ("tensor", "pipeline", "data", "context"):
-        assert max(getattr(one.plan, axis) for one in found) > 1
-    assert any(one.plan.offload for one in found)
+    found = [random_scenario(generator) for _ in range(1200)]
+    plans = [one.plan for one in found]
+    assert {plan.zero for plan in plans} == {0, 1, 2, 3}
+    assert {plan.recompute for plan in plans} == {"none", "selective", "full"}
+    unsearched = {name for name, schedule in SCHEDULES.items() if not schedule.searched}
+    assert {plan.schedule for plan in plans} == unsearched
+    assert {one.cluster.device.name for one in found} == set(zoo_names("devices"))
+    assert {one.training.precision for one in found} == {"bf16", "fp16", "fp32", "fp8"}
+    for axis in ("tensor", "pipeline", "data", "context", "expert"):
+        assert max(getattr(plan, axis) for plan in plans) > 1
+    assert {kind for plan in plans for kind in plan.offload} >= {"optimizer", "activations"}
+    convolutions = [one for one in found if isinstance(one.model, Network)]
+    assert convolutions
+    assert any(one.plan.pipeline > 1 for one in convolutions)
 
 
 def slower_on_better_links(op, nbytes, *, link, **rest):
@@ -98,10 +116,10 @@ def test_a_free_offload_is_caught(monkeypatch):
 def planted(monkeypatch, **fields):
     """Have the rules see a report with other figures than the simulation's."""
 
-    def simulated(scenario, *, engine="events"):
-        return dataclasses.replace(simulate(scenario, engine=engine), **fields)
+    def reported(compiled, *, engine="events"):
+        return dataclasses.replace(report_of(compiled, engine=engine), **fields)
 
-    monkeypatch.setattr(rules, "simulate", simulated)
+    monkeypatch.setattr(rules, "report_of", reported)
 
 
 def test_causes_that_do_not_sum_to_the_step_are_caught(monkeypatch):
@@ -111,30 +129,81 @@ def test_causes_that_do_not_sum_to_the_step_are_caught(monkeypatch):
 
 
 def test_recomputation_that_is_free_is_caught(monkeypatch):
-    real = simulate
+    real = step_seconds
 
-    def simulated(scenario, *, engine="events"):
-        report = real(scenario, engine=engine)
-        timeline = report.timeline
-        slow = 2.0 if scenario.plan.recompute == "none" else 1.0
-        longer = dataclasses.replace(timeline, end=timeline.end * slow)
-        return dataclasses.replace(report, timeline=longer)
+    def seconds(compiled):
+        return real(compiled) * (2.0 if compiled.scenario.plan.recompute == "none" else 1.0)
 
-    monkeypatch.setattr(rules, "simulate", simulated)
+    monkeypatch.setattr(rules, "step_seconds", seconds)
     [violation] = broken(of(plan__recompute="full"), ("recomputation",))
     assert violation.text.startswith("full recomputation takes ")
 
 
-def test_a_step_below_its_bound_is_caught(monkeypatch):
-    report = simulate(of())
+def test_recomputation_that_holds_more_is_caught(monkeypatch):
+    def held(compiled):
+        return np.array([2.0 if compiled.scenario.plan.recompute == "full" else 1.0])
+
+    monkeypatch.setattr(rules, "device_memory", held)
+    [violation] = broken(of(plan__recompute="full"), ("recomputation",))
+    assert violation.text == "full recomputation holds 2.0 B, none 1.0 B"
+
+
+def test_a_peak_that_searches_take_otherwise_is_caught(monkeypatch):
+    scenario = of(plan__schedule="zb_h1")
+    assert names(scenario, ("peaks",)) == set()
+    monkeypatch.setattr(rules, "device_memory", lambda compiled: device_memory(compiled) * 1.01)
+    assert names(scenario, ("peaks",)) == {"peaks"}
+
+
+def test_sharding_that_keeps_more_is_caught(monkeypatch):
+    real = rules.stage_memory
+
+    def held(chunks, plan, training):
+        memory = real(chunks, plan, training)
+        more = {
+            name: nbytes * (9 if plan.zero == 3 else 1) for name, nbytes in memory.static.items()
+        }
+        return dataclasses.replace(memory, static=more)
+
+    assert names(of(), ("sharding",)) == set()
+    monkeypatch.setattr(rules, "stage_memory", held)
+    assert names(of(), ("sharding",)) == {"sharding"}
+
+
+def test_a_step_below_its_bound_is_caught():
+    compiled = compile_scenario(of())
+    report = report_of(compiled)
     quick = dataclasses.replace(report.timeline, end=report.timeline.end / 10)
-    assert rules.lower_bound(report) is None
-    assert "is below the bound" in rules.lower_bound(dataclasses.replace(report, timeline=quick))
+    assert rules.lower_bound(Trial(compiled, report)) is None
+    shorter = dataclasses.replace(report, timeline=quick)
+    assert "is below the bound" in rules.lower_bound(Trial(compiled, shorter))
 
 
 def test_a_larger_batch_that_is_faster_is_caught(monkeypatch):
-    monkeypatch.setattr(rules, "step_seconds", lambda scenario: 1e-9)
+    monkeypatch.setattr(rules, "step_seconds", lambda compiled: 1e-9)
     assert names(of(), ("larger_batch",)) == {"larger_batch"}
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1", "zb_auto", "pipedream"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cluster.node.link.bandwidth": "900 GB/s"},
+        {"cluster.device.memory_bandwidth": "9 TB/s"},
+        {"plan.recompute": "full"},
+        {"plan.offload": ["optimizer"]},
+        {"training.global_batch": 64},
+        {"plan.zero": 3},
+    ],
+)
+def test_a_variant_that_shares_with_its_base_is_as_if_compiled_alone(schedule, fields):
+    base = of(plan__schedule=schedule)
+    other = changed(base, fields)
+    shared, alone = recompiled(compile_scenario(base), other), compile_scenario(other)
+    assert shared.scenario == other
+    assert np.array_equal(shared.work.seconds, alone.work.seconds)
+    assert np.array_equal(shared.work.nbytes, alone.work.nbytes)
+    assert np.array_equal(device_memory(shared), device_memory(alone))
 
 
 def test_a_scenario_that_cannot_be_simulated_breaks_no_rule():
@@ -161,11 +230,11 @@ def test_verify_takes_files_and_shows_what_breaks(tmp_path, monkeypatch):
         "training: {global_batch: 4, sequence: 128}\n"
     )
     assert CliRunner().invoke(main, ["verify", str(path)]).exit_code == 0
-    monkeypatch.setitem(RULES, "planted", lambda report: f"{type(report).__name__} is wrong")
+    monkeypatch.setitem(RULES, "planted", lambda trial: f"{type(trial).__name__} is wrong")
     monkeypatch.setattr("mpsim.cli.verify.broken", lambda one: broken(one, ("planted",)))
     result = CliRunner().invoke(main, ["verify", str(path)])
     assert result.exit_code == 1
-    assert f"planted: {Report.__name__} is wrong\n" in result.stderr
+    assert f"planted: {Trial.__name__} is wrong\n" in result.stderr
     assert "hidden: 256" in result.stderr
 
 
@@ -174,3 +243,43 @@ def test_what_cannot_be_verified_is_refused(arguments):
     result = CliRunner().invoke(main, ["verify", *arguments])
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["verify", "--scenarios", "1000000"], " rules: 0 broken"),
+    ],
+)
+def test_ctrl_c_prints_what_there_is(command, said):
+    # a run in the background, as of a script, ignores Ctrl-C and hands that down
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mpsim", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    time.sleep(6)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert said in out
+    assert "Traceback" not in errors
+
+
+def three(stop):
+    """Numbers that end with Ctrl-C."""
+    yield 2, "c"
+    yield 0, "a"
+    if stop:
+        raise KeyboardInterrupt
+
+
+def test_validate_keeps_the_rows_that_it_has_when_interrupted(monkeypatch):
+    monkeypatch.setattr(validate, "compare_each", lambda *_, **__: three(stop=True))
+    assert validate._compared(["a", "b", "c"], None, None) == (["a", "c"], True)
+    monkeypatch.setattr(validate, "compare_each", lambda *_, **__: three(stop=False))
+    assert validate._compared(["a", "c"], None, None) == (["a", "c"], False)
