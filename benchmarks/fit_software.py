@@ -32,7 +32,7 @@ LEFT_OUT = ("nnscaler", "nemo_launcher_a100")
 SILICON = {
     "ampere": ("a100_sxm",),
     "hopper": ("h100_sxm",),
-    "blackwell": ("b200_sxm", "b300_sxm", "gb200", "rtx_pro_6000_server"),
+    "blackwell": ("b200_sxm", "b300_sxm", "gb200"),
 }
 
 Rows = list[tuple[Record, Scenario]]

@@ -26,7 +26,7 @@ L40S)."""
 SCALAR_ENERGY = 7.0
 """Energy of an fp32 multiply-add outside the matrix units over that of a 16-bit one inside: 3.1 by
 the arithmetic alone (4.6 and 1.5 pJ: Horowitz, "Computing's energy problem", ISSCC 2014, figure
-1.1.9), and more by the operands that it does not share. It slows no device of 250 W and more; the
+1.1.9), and more by the operands that it does not share. It slows no V100, A100 or H100; the
 figure is that of an L4 of 72 W (forward and backward passes of BERT and GPT-2: NeuSight's
 measurements, arXiv:2407.13853)."""
 
