@@ -66,6 +66,11 @@ def simulate(
     Raises:
         ScenarioError, ScheduleError: If the plan cannot be carried out.
     """
+    if not isinstance(scenario, Scenario):
+        what = type(scenario).__name__
+        raise ScenarioError("", f"simulate takes a scenario, as mpsim.load gives it, not a {what}")
+    if engine not in ENGINES:
+        raise ScenarioError("", f"no engine '{engine}'; there are {', '.join(ENGINES)}")
     placed = on_workers(scenario, profile) if profile else scenario
     return report_of(compile_scenario(placed, profile), engine=engine)
 

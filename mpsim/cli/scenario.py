@@ -75,6 +75,8 @@ def scenario(
     """
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
+    for picture in filter(None, (plot, memory_plot)):
+        _require_picture(picture)
     fitted = load_profile(profile) if profile else None
     reports = [
         [
@@ -153,9 +155,13 @@ def _write_trace(report: Report, path: Path) -> None:
 
 def _write_picture(report: Report, path: Path, function: str) -> None:
     """A picture; matplotlib takes half a second and is loaded when one is asked for."""
+    getattr(importlib.import_module("mpsim.report.plot"), function)(report, path)
+
+
+def _require_picture(path: Path) -> None:
+    """Refuse an ending that no picture has, before anything is simulated."""
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ScenarioError(str(path), "the picture's ending must be .svg, .png or .pdf")
-    getattr(importlib.import_module("mpsim.report.plot"), function)(report, path)
 
 
 def _stem(report: Report, reports: Sequence[Report]) -> str:
@@ -163,6 +169,19 @@ def _stem(report: Report, reports: Sequence[Report]) -> str:
     name = report.scenario.name
     if len([one for one in reports if one.scenario.name == name]) > 1:
         name += f"-{report.scenario.variant}"
+    stem = _plain(name)
+    alike = [one for one in reports if _plain(_full_name(one)) == _plain(_full_name(report))]
+    if len(alike) > 1:  # names that differ in punctuation alone
+        stem += f"-{1 + next(i for i, one in enumerate(alike) if one is report)}"
+    return stem
+
+
+def _full_name(report: Report) -> str:
+    return f"{report.scenario.name}-{report.scenario.variant}"
+
+
+def _plain(name: str) -> str:
+    """A name with underscores for what does not go into a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 

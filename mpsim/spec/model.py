@@ -198,6 +198,15 @@ class Conv2d(Declaration):
     bias: bool = True
     """Whether it adds a bias."""
 
+    @model_validator(mode="after")
+    def _grouped(self) -> Self:
+        if self.inputs % self.groups or self.outputs % self.groups:
+            raise ValueError(
+                f"groups ({self.groups}) must divide inputs ({self.inputs}) and outputs "
+                f"({self.outputs})"
+            )
+        return self
+
 
 class Pool(Declaration):
     """Maximum or mean over windows of (channels, height, width)."""

@@ -61,6 +61,10 @@ def find(path: str | Path) -> Path:
     Raises:
         ScenarioError: If there is no such file.
     """
+    if not isinstance(path, str | Path):
+        raise ScenarioError(
+            "", f"a scenario file is named by a text or a path, not by {path!r:.60}"
+        )
     given = Path(path)
     if given.is_dir():
         raise ScenarioError(str(path), "is a folder; give a scenario file in it")

@@ -12,6 +12,9 @@ from mpsim.spec.operation import Candidates, Operation
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.spec.quantities import CountOrZero, Declaration, Ratio
 
+_MOST_TENSOR = 1024
+"""Tensor degrees up to which those that divide the heads are listed."""
+
 
 def _model_kind(value: Any) -> str:  # noqa: ANN401  (raw YAML or a built model)
     """Which of the three model declarations a mapping is."""
@@ -135,7 +138,8 @@ class Scenario(Declaration):
         """Tensor, context and expert degrees that do not divide the transformer."""
         plan, found = self.plan, []
         if model.heads % plan.tensor:
-            allowed = [str(n) for n in range(1, model.heads + 1) if model.heads % n == 0]
+            most = min(model.heads, _MOST_TENSOR)
+            allowed = [str(n) for n in range(1, most + 1) if model.heads % n == 0]
             found.append(
                 f"plan.tensor: {plan.tensor} does not divide the {model.heads} heads; "
                 f"use one of {', '.join(allowed)}"

@@ -38,6 +38,9 @@ from mpsim.schedule.orders.zero_bubble import zb_h1, zb_h2
 
 __all__ = ["SCHEDULES", "OpTimes", "Schedule", "Shape", "make_order"]
 
+MOST_PASSES = 10_000_000
+"""Passes of an order at the most: lowered, each is several ops, and memory ends soon above this."""
+
 Placement = Literal["loop", "v", "wave", "bidirectional"]
 
 
@@ -163,6 +166,13 @@ def make_order(
     ):
         require(count is None or count >= 1, f"{name}: {what} must be 1 or more, not {count}")
     chunks = schedule.default_chunks if num_chunks is None else num_chunks
+    passes = 2 * num_devices * chunks * num_microbatches * (num_slices if schedule.slices else 1)
+    require(
+        passes <= MOST_PASSES,
+        f"{name}: {num_devices} devices x {chunks} chunks x {num_microbatches} microbatches are "
+        f"{passes:,} forward and backward passes, more than the {MOST_PASSES:,} that are simulated "
+        "at most: fewer microbatches (of more samples), or fewer stages",
+    )
     _require_chunks(schedule, chunks)
     shape = Shape(
         num_devices=num_devices,
