@@ -56,7 +56,7 @@ def test_the_facts_are_on_the_page(reports, width):
         "GPT-3 175B in FP32",
         "FITS",
         "GiB of 79.15 GiB on position 0 (x16)",
-        "min a step",
+        "s a step",
         "ktokens/s",
         "gpt3-175b (174.6 billion parameters), fp32, adam, batch 96 x 2048",
         "24 x 8 a100-sxm-80gb, nvlink3 inside, infiniband-hdr200 between nodes",
