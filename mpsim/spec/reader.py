@@ -178,7 +178,10 @@ def build(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({}))
 def declared(tree: Tree, overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Tree:
     """The mapping with zoo names written out and overrides laid over it; nothing is checked."""
     tree = _expand(tree)
-    for path, value in overrides.items():
+    for given, value in overrides.items():
+        path = given.removesuffix(".base")
+        if path not in _ZOO_FIELDS:  # another entry's name takes the place of the whole entry
+            path = given
         tree = _expand(_replace(tree, path.split("."), value, path))
     return tree
 

@@ -79,3 +79,9 @@ def test_variants_that_differ_in_punctuation_have_files_of_their_own():
     ]
     stems = [_stem(report, reports) for report in reports]
     assert stems == ["one-a_b-1", "one-a_b-2", "one-a_b-3", "one-c"]
+
+
+def test_another_base_takes_the_place_of_the_whole_entry():
+    other = build(TREE, {"cluster.device.base": "a100-sxm-40gb"})
+    assert other == build(TREE, {"cluster.device": "a100-sxm-40gb"})
+    assert other.cluster.device.memory < build(TREE).cluster.device.memory
