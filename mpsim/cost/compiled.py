@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,10 @@ from mpsim.workload.partition import assign, partition
 
 MOST_BUCKETS = 8
 """Gradient buckets of a stage that are ops of their own; more change no time and cost events."""
+
+_kept_order = lru_cache(maxsize=4)(make_order)
+_kept_graph = lru_cache(maxsize=4)(lower)
+"""What the last predictions had in common: neither asks for hardware, and nothing changes them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +157,19 @@ def scheduled(
     if plan.schedule not in SCHEDULES:
         hint = did_you_mean(plan.schedule, SCHEDULES) or f"; known: {', '.join(SCHEDULES)}"
         raise ScenarioError("plan.schedule", f"no schedule '{plan.schedule}'{hint}")
+    how: dict[str, Any] = {
+        "num_devices": plan.pipeline,
+        "num_microbatches": scenario.microbatches,
+        "num_chunks": plan.chunks,
+        "group_size": plan.group_size,
+        "num_slices": plan.slices,
+        "drain": plan.drain,
+    }
+    if not SCHEDULES[plan.schedule].searched:
+        return _kept_order(plan.schedule, **how)
     return make_order(
         plan.schedule,
-        num_devices=plan.pipeline,
-        num_microbatches=scenario.microbatches,
-        num_chunks=plan.chunks,
-        group_size=plan.group_size,
-        num_slices=plan.slices,
-        drain=plan.drain,
+        **how,
         times=replace(op_times(costs), hop=_hop(costs, machine)),
         memory_limit=plan.memory_limit or _memory_limit(scenario, stages, machine),
         freed_at_input=1.0 if plan.release == "input" else 0.0,
@@ -250,11 +260,11 @@ def _lowered(
         )
         for stage in stages
     ]
-    return lower(
+    return _kept_graph(
         order,
         p2p=plan.p2p,
         reductions=reductions,
         gathers=gathers,
-        buckets=buckets if reductions == "last" else 1,
+        buckets=tuple(buckets) if reductions == "last" else 1,
         barrier=plan.step_barrier and scenario.training.gradient_clipping,
     )

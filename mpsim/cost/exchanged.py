@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mpsim.cost.passes import Machine
@@ -42,10 +43,12 @@ def exchanged_nbytes(
     training, plan = machine.training, machine.plan
     microbatches = training.global_batch // (training.microbatch * plan.data)
     sent: dict[str, float] = {}
-    for layer in (layer for stage in stages for layer in stage):
+    layers = {id(layer): layer for stage in stages for layer in stage}  # equal ones are one object
+    times = Counter(id(layer) for stage in stages for layer in stage)
+    for key, layer in layers.items():
         for exchange in _exchanges(layer):
             size = group_of(exchange.axis, plan, machine.cluster.node.devices).size
-            nbytes = sent_by_ring(exchange.op, exchange.nbytes, size) * exchange.count
+            nbytes = sent_by_ring(exchange.op, exchange.nbytes, size) * exchange.count * times[key]
             name = f"{exchange.axis.replace('_', ' ')} exchange"
             sent[name] = sent.get(name, 0.0) + nbytes * microbatches
     replicated = _replicated(stages, costs, machine, microbatches)

@@ -123,25 +123,32 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
 
     Forward, the kept tensors of the layers up to the running one are there, and its temporaries;
     backward, those of the layers from the first to the running one. The transients are what the
-    worst of these moments needs beyond all the kept tensors.
+    worst of these moments needs beyond all the kept tensors. A stage's input stands until its
+    backward, kept by the first layer or not: the runtime holds it, to send its gradient back
+    (torch.distributed.pipelining's fwd_cache, Megatron's input_tensors).
 
     Where a whole network is recomputed, its layers keep nothing: the stage's input is kept, and
-    backward holds what all of the stage's layers would have kept. With activations in host memory
-    nothing is kept, and the buffers they pass through stand while an op runs.
+    backward holds what the stage's layers up to the running one would have kept, where the first
+    one's input is the stage's. With activations in host memory nothing is kept, and the buffers
+    they pass through stand while an op runs.
     """
     kept: dict[str, float] = {}
     for layer in layers:
         for saved in layer.saved:
             kept[saved.name] = kept.get(saved.name, 0.0) + saved.nbytes
-    revived = sum(_kept(layer.plain) for layer in layers if layer.plain and not layer.saved)
-    if layers and layers[0].plain and not layers[0].saved:
-        kept["stage_input"] = layers[0].input_nbytes
-    sums = list(accumulate(_kept(layer) for layer in layers))
+    revived = [_kept(layer.plain) if layer.plain and not layer.saved else 0.0 for layer in layers]
+    missing = layers[0].input_nbytes - _inputs(layers[0]) if layers else 0.0
+    if missing > 0:
+        kept["stage_input"] = missing
+        if revived[0] and layers[0].plain:
+            revived[0] -= min(_inputs(layers[0].plain), missing)
+    first = kept.get("stage_input", 0.0)
+    sums = [first + held for held in accumulate(map(_kept, layers))]
     total = sum(kept.values())
     forward = backward = 0.0
-    for held, layer in zip(sums, layers, strict=True):
+    for held, again, layer in zip(sums, accumulate(revived), layers, strict=True):
         forward = max(forward, held + layer.forward_workspace_nbytes - total)
-        backward = max(backward, held + layer.workspace_nbytes + revived - total)
+        backward = max(backward, held + layer.workspace_nbytes + again - total)
     store = min(total, sum(_weight_store(layer) for layer in layers))
     if offloaded:
         # one layer in use and one on its way, while an op runs
@@ -159,6 +166,15 @@ def _weight_store(layer: Layer) -> float:
         * (step.shape[1] + step.shape[2])
         for step in layer.backward_weight
         if isinstance(step, Kernel) and step.kind == "gemm"
+    )
+
+
+def _inputs(layer: Layer) -> float:
+    """What a layer keeps of its input, B."""
+    return sum(
+        saved.nbytes
+        for saved in layer.saved
+        if saved.name.endswith("_input") or saved.name == "tokens"
     )
 
 

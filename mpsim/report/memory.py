@@ -61,13 +61,13 @@ def memory_use(
         for stage, chunk in zip(stages, memory.chunks, strict=True)
         for change in _changes(graph, timeline, chunk, (device, stage), release)
     ]
-    update = (graph.device == device) & (graph.kind == Kind.STEP)
+    update = np.flatnonzero((graph.device == device) & (graph.kind == Kind.STEP))
     if memory.update_transient:
         changes.append(_while(update, timeline, memory.update_transient))
     return _add_up(static, changes)
 
 
-def _while(ops: NDArray[np.bool_], timeline: Timeline, nbytes: float) -> _Change:
+def _while(ops: NDArray[np.intp], timeline: Timeline, nbytes: float) -> _Change:
     """Temporaries that stand while some ops run."""
     come, go = timeline.begin[ops], timeline.end[ops]
     change = np.concatenate([np.full(len(come), nbytes), np.full(len(go), -nbytes)])
@@ -83,25 +83,25 @@ def _changes(
 ) -> list[_Change]:
     """What the ops of one stage on one device bring and free."""
     device, stage = place
-    mine = (graph.device == device) & (graph.stage == stage)
-    forward = mine & (graph.kind == Kind.F)
-    first = forward & (graph.part <= 0)
-    final = (graph.num_parts <= 1) | (graph.part == graph.num_parts - 1)
-    last = mine & np.isin(graph.kind, (Kind.B, Kind.I)) & final
+    mine = np.flatnonzero((graph.device == device) & (graph.stage == stage))
+    kinds, parts = graph.kind[mine], graph.part[mine]
+    final = (graph.num_parts[mine] <= 1) | (parts == graph.num_parts[mine] - 1)
+    first = mine[(kinds == Kind.F) & (parts <= 0)]
+    last = mine[((kinds == Kind.B) | (kinds == Kind.I)) & final]
     share = 1.0 / (int(graph.slice.max(initial=-1)) + 1 or 1)
     found = []
     for name, nbytes in memory.activations.items():
         come, go = timeline.begin[first], timeline.end[last]
-        change = np.concatenate([np.full(len(come), nbytes), np.full(len(go), -nbytes)])
+        change = np.repeat((nbytes, -nbytes), (len(come), len(go)))
         found.append(_Change(name, np.concatenate([come, go]), change * share))
     if release == "weight" and memory.weight_store:
-        come, go = (timeline.end[mine & (graph.kind == kind) & final] for kind in (Kind.I, Kind.W))
+        come, go = (timeline.end[mine[(kinds == kind) & final]] for kind in (Kind.I, Kind.W))
         change = np.repeat((memory.weight_store, -memory.weight_store), (len(come), len(go)))
         found.append(_Change("weight_store", np.concatenate([come, go]), change * share))
     passes = ((Kind.F, memory.forward_transient), (Kind.B, memory.backward_transient))
     for kind, nbytes in (*passes, (Kind.I, memory.backward_transient)):
-        ops = mine & (graph.kind == kind)
-        if ops.any() and nbytes:
+        ops = mine[kinds == kind]
+        if len(ops) and nbytes:
             found.append(_while(ops, timeline, nbytes))
     return found
 

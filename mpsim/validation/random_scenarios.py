@@ -68,7 +68,7 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
             "schedule": schedule,
             "slices": _power(generator, 4) if known.slices else 1,
             "zero": int(generator.integers(4)),
-            "recompute": _pick(generator, _recomputed(model)),
+            "recompute": _pick(generator, ("none", "selective", "full")),
             "recompute_modules": [one for one in _MODULES if generator.random() < 0.6],
             "attention": _pick(generator, ("flash", "math")),
             "sequence_parallel": bool(tensor > 1 and generator.random() < 0.5),
@@ -109,14 +109,6 @@ def _cluster(generator: np.random.Generator, devices: int) -> dict[str, Any]:
             "latency": f"{float(generator.uniform(1, 50)):.6g} us",
         },
     }
-
-
-def _recomputed(model: dict[str, Any]) -> tuple[str, ...]:
-    """Kinds of recomputation; the peak of a network that is recomputed whole is an upper bound.
-
-    (Its largest temporaries are taken to stand beside all that was computed again.)
-    """
-    return ("none", "selective") if "network" in model else ("none", "selective", "full")
 
 
 def _offload(generator: np.random.Generator) -> list[str]:

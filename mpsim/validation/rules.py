@@ -21,6 +21,7 @@ from mpsim.errors import MpsimError
 from mpsim.report.metrics import Report
 from mpsim.schedule.ops import Kind
 from mpsim.simulation import report_of, step_seconds
+from mpsim.spec.model import Network
 from mpsim.spec.reader import changed
 from mpsim.spec.scenario import Scenario
 
@@ -117,18 +118,17 @@ def more_memory_bandwidth(trial: Trial) -> Complaint:
 def more_flops(trial: Trial) -> Complaint:
     """A higher peak rate never slows a step.
 
-    That of fp32 outside the matrix units is raised with the board's power: at the same power the
-    clock falls, for products too small to be throttled as well.
+    The board's power is raised with it: at the same power the clock falls, and with it the rate of
+    products too small to be throttled.
     """
     device, precision = trial.scenario.cluster.device, trial.scenario.training.precision
     better: dict[str, object] = {
-        "peak": {**device.peak, precision: _FASTER * device.peak[precision]}
+        "peak": {**device.peak, precision: _FASTER * device.peak[precision]},
+        "power": device.power and _FASTER * device.power,
     }
     if precision == "fp32" and device.peak[precision] <= (device.vector_peak or float("inf")):
-        # outside the matrix units: one rate under two names, and power that feeds it
-        for name in ("vector_peak", "power"):
-            value = getattr(device, name)
-            better |= {name: value and _FASTER * value}
+        # outside the matrix units: one rate under two names
+        better["vector_peak"] = device.vector_peak and _FASTER * device.vector_peak
     # a device without a profile takes the nearest one: the nearest to the first rate for both
     nearest, before = profile_of(device).name.partition("@")[0], trial.report.step_time
     if device.profile != nearest:
@@ -174,10 +174,11 @@ def recomputation(trial: Trial) -> Complaint:
 
     Selective and full recomputation are not compared: with few layers the former may hold less,
     since it brings back one attention core at a time. Where activations are kept in host memory,
-    recomputation leaves less to carry there, and may well be faster.
+    recomputation leaves less to carry there, and may well be faster; that of a whole network then
+    brings back at once what else would come back layer by layer.
     """
     kind, carried = trial.scenario.plan.recompute, "activations" in trial.scenario.plan.offload
-    if kind == "none":
+    if kind == "none" or (carried and isinstance(trial.scenario.model, Network)):
         return None
     none = trial.with_fields(plan__recompute="none")
     return _saves(trial, none, f"{kind} recomputation", timed=not carried)
