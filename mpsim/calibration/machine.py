@@ -12,7 +12,7 @@ import numpy as np
 from mpsim.calibration.cells import Cell, read_cells
 from mpsim.calibration.machine_fit import Fit, fit_workers, step_seconds
 from mpsim.cost.derived import derived_profile
-from mpsim.cost.work import Floats
+from mpsim.cost.work import Floats, Ints
 from mpsim.errors import CalibrationError
 from mpsim.spec.cluster import DeviceSpec
 from mpsim.spec.profile import Profile, Sheet
@@ -20,7 +20,7 @@ from mpsim.spec.tables import read_machine
 from mpsim.spec.workers import StepErrors, WorkerFit, Workers
 
 FOLDS = 4
-"""Parts of the cells that are held out in turn."""
+"""Parts of the networks that are held out in turn."""
 
 
 def fit_machine(folder: Path, *, name: str, seed: int = 0) -> Profile:
@@ -59,15 +59,31 @@ def fit_machine(folder: Path, *, name: str, seed: int = 0) -> Profile:
 
 
 def held_out_residuals(cells: Sequence[Cell], whole: Fit, *, seed: int = 0) -> Floats:
-    """Logarithms of measured over predicted steps, each by a fit to the other folds; (K,)."""
-    folds = np.random.default_rng(seed).permutation(len(cells)) % FOLDS
+    """Logarithms of measured over predicted steps, each by a fit to the other folds; (K,).
+
+    A fold holds all steps of its networks: what is asked of a profile is mostly another network,
+    and a fit that has seen a network under one schedule knows it under the next.
+    """
+    folds = _folds(cells, np.random.default_rng(seed))
     found = np.zeros(len(cells))
-    for fold in range(FOLDS):
+    for fold in np.unique(folds).tolist():
         others = [cell for cell, mine in zip(cells, folds, strict=True) if mine != fold]
         fit = fit_workers(others, start=whole.worker.values)
         for index in np.flatnonzero(folds == fold).tolist():
             found[index] = np.log(cells[index].seconds / step_seconds(cells[index], fit.worker))
     return found
+
+
+def _folds(cells: Sequence[Cell], generator: np.random.Generator) -> Ints:
+    """Fold of each cell, (K,): by its network, told by width and attention; else at random."""
+    networks = [
+        (cell.facts.get("width", 0.0), bool(cell.asked.passes.attentions.any())) for cell in cells
+    ]
+    names = sorted(set(networks))
+    if len(names) < FOLDS:
+        return (generator.permutation(len(cells)) % FOLDS).astype(np.int32)
+    of = dict(zip(names, (generator.permutation(len(names)) % FOLDS).tolist(), strict=True))
+    return np.array([of[network] for network in networks], np.int32)
 
 
 def step_errors(residuals: Floats) -> StepErrors:

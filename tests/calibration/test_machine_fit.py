@@ -1,12 +1,13 @@
 """Fits of measured workers: parameters of made steps found again, and what goes into a profile."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mpsim.calibration.cells import ask, read_cells
-from mpsim.calibration.machine import fit_machine, step_errors
+from mpsim.calibration.machine import FOLDS, _folds, fit_machine, step_errors
 from mpsim.calibration.machine_fit import START, fit_workers, step_seconds
 from mpsim.cost.worker import demand_seconds, step_facts, worker_step_seconds
 from mpsim.errors import CalibrationError
@@ -139,6 +140,23 @@ def test_residuals_are_of_fits_without_the_cell(profile, cells):
     residuals = np.array(profile.workers.residuals)
     assert residuals.shape == (len(cells),)
     assert 0 < np.median(np.abs(residuals)) < 0.08
+
+
+def test_a_fold_holds_all_steps_of_its_networks(cells):
+    widths = [float(index % 9) for index in range(len(cells))]
+    networks = [
+        replace(cell, facts={**cell.facts, "width": width})
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    folds = _folds(networks, np.random.default_rng(0)).tolist()
+    of = dict(zip(widths, folds, strict=True))
+    assert [of[width] for width in widths] == folds
+    assert sorted(set(folds)) == list(range(FOLDS))
+
+
+def test_few_networks_are_held_out_step_by_step(cells):
+    folds = _folds(cells, np.random.default_rng(0))
+    assert np.bincount(folds, minlength=FOLDS).tolist() == [len(cells) // FOLDS] * FOLDS
 
 
 def test_errors_of_known_residuals():
