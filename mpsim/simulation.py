@@ -32,7 +32,7 @@ from mpsim.report.metrics import (
 )
 from mpsim.schedule.graph import OpGraph
 from mpsim.schedule.lowering import lower
-from mpsim.schedule.orders import make_order
+from mpsim.schedule.orders import SCHEDULES, make_order
 from mpsim.spec.model import Transformer
 from mpsim.spec.plan import PlanSpec
 from mpsim.spec.profile import Profile
@@ -386,4 +386,24 @@ def _notes(compiled: Compiled) -> tuple[str, ...]:
         )
     if profile.workers is not None:
         notes += worker_notes(compiled)
-    return tuple(notes)
+    return (*notes, *_unused(plan))
+
+
+def _unused(plan: PlanSpec) -> list[str]:
+    """Options of the schedule that the plan states and its schedule does not use."""
+    schedule = SCHEDULES.get(plan.schedule)
+    if schedule is None:  # a CSV file holds its own order
+        return []
+    bounded = schedule.name in ("zb_auto", "zb_v_greedy")
+    used = {
+        "group_size": schedule.groups,
+        "slices": schedule.slices,
+        "drain": schedule.name == "gpipe",
+        "memory_limit": bounded,
+    }
+    unused = PlanSpec()
+    return [
+        f"plan.{name} is not used by {schedule.name}"
+        for name, uses in used.items()
+        if not uses and getattr(plan, name) != getattr(unused, name)
+    ]

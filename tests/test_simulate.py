@@ -318,3 +318,16 @@ def test_zb_auto_stays_below_what_fits(small):
     free = simulate(small({"plan.schedule": "zb_auto", "training.global_batch": 64}))
     tight = {"plan.schedule": "zb_auto", "training.global_batch": 64, "plan.memory_limit": 4}
     assert simulate(small(tight)).peak_memory < free.peak_memory
+
+
+def test_options_that_the_schedule_does_not_use_are_told():
+    used = load("two_device_mlp.yaml", ["plan.schedule=gpipe", "plan.drain=descending"])
+    assert not [note for note in simulate(used).notes if "not used" in note]
+    unused = load("two_device_mlp.yaml", ["plan.schedule=1f1b", "plan.drain=descending"])
+    assert "plan.drain is not used by 1f1b" in simulate(unused).notes
+
+
+def test_a_link_with_an_unknown_profile_is_refused():
+    scenario = load("two_device_mlp.yaml", ["cluster.node.link.profile=h100_sxn"])
+    with pytest.raises(ScenarioError, match="h100_sxm"):
+        simulate(scenario)

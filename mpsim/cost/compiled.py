@@ -29,7 +29,7 @@ from mpsim.schedule.lowering import lower
 from mpsim.schedule.ops import Kind, Order
 from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
 from mpsim.schedule.text import order_of, read_csv
-from mpsim.spec.profile import Profile
+from mpsim.spec.profile import Profile, load_profile
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Layer
@@ -66,8 +66,14 @@ class Compiled:
 
 
 def machine_of(scenario: Scenario, profile: Profile | None = None) -> Machine:
-    """Cluster, plan, training and profile of a scenario; the profile given, or its device's."""
+    """Cluster, plan, training and profile of a scenario; the profile given, or its device's.
+
+    Raises:
+        ScenarioError: If the device or the link names a profile that does not exist.
+    """
     profile = profile or profile_of(scenario.cluster.device)
+    if scenario.cluster.node.link.profile:
+        load_profile(scenario.cluster.node.link.profile)  # refused where there is none
     profile = with_sustained_clock(profile, scenario.cluster.device)
     return Machine(scenario.cluster, scenario.plan, scenario.training, profile)
 
