@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -155,20 +155,29 @@ class LayerSeconds:
     backward_weight: Parts
 
 
-@dataclass
-class _Tally:
-    """Seconds of one pass, added up step by step."""
+@dataclass(frozen=True)
+class _Alone:
+    """A pass without its exchanges' time: kernels on the device, launches of all on the host."""
 
-    device: float = 0.0
-    host: float = 0.0
-    exchanges: dict[str, float] = field(default_factory=dict)
+    device: float
+    host: float
+    named: Mapping[str, float]  # kernel → s, its window for an exchange beside it
+    anywhere: int  # exchanges that may run beside any kernel
 
-    def parts(self) -> dict[str, float]:
-        """By part; the host counts where it is slower than the device and the exchanges."""
-        shown = {COMPUTE: self.device, **self.exchanges}
-        whole = sum(shown.values())
-        late = pass_seconds(whole, self.host) - whole
-        return {**shown, LAUNCH: late} if late > 0 else shown
+    @classmethod
+    def of(cls, steps: Steps, seconds: Mapping[Kernel, float], launch: float) -> _Alone:
+        """Add up the steps; a collective is launched by the host as well."""
+        named: dict[str, float] = {}
+        for step in steps:
+            if isinstance(step, Kernel):
+                named[step.name] = named.get(step.name, 0.0) + seconds[step] * step.count
+        host = launch * sum(step.count for step in steps)
+        anywhere = sum(isinstance(step, Exchange) and step.beside == "*" for step in steps)
+        return cls(sum(named.values()), host, named, anywhere)
+
+    def with_exchanges(self, exchanges: float) -> float:
+        """Seconds of the pass where exchanges take so much beyond its kernels."""
+        return pass_seconds(self.device + exchanges, self.host)
 
 
 def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerSeconds]:
@@ -176,7 +185,8 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
 
     A pass runs its kernels one after the other. The host launches ahead of the device, so a pass
     lasts as long as the slower of the two. An exchange that may run beside a kernel costs what the
-    pair takes beyond the kernel alone.
+    pair takes beyond the kernel alone, in the pass that the kernel is of; one that may run beside
+    any, what it takes beyond its part of both passes, gaps of a late host included.
     """
     distinct = {id(layer): layer for layer in layers}
     passes = [
@@ -193,41 +203,49 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
     }
     return {
         key: LayerSeconds(
-            _pass(layer.forward, seconds, machine, beside=layer.forward),
-            *(
-                _pass(steps, seconds, machine, beside=layer.backward_input + layer.backward_weight)
-                for steps in (layer.backward_input, layer.backward_weight)
-            ),
+            _pass(layer.forward, seconds, machine, other=()),
+            _pass(layer.backward_input, seconds, machine, other=layer.backward_weight),
+            _pass(layer.backward_weight, seconds, machine, other=layer.backward_input),
         )
         for key, layer in distinct.items()
     }
 
 
 def _pass(
-    steps: Steps, seconds: Mapping[Kernel, float], machine: Machine, *, beside: Steps
+    steps: Steps, seconds: Mapping[Kernel, float], machine: Machine, *, other: Steps
 ) -> dict[str, float]:
-    """Seconds of one pass by part; its exchanges may run beside kernels of ``beside``."""
-    tally, launch = _Tally(), machine.host_seconds_per_launch
-    named: dict[str, float] = {}
-    for step in beside:
-        if isinstance(step, Kernel):
-            # the gap while the host launches the next kernel hides an exchange as well
-            window = max(seconds[step], launch) * step.count
-            named[step.name] = named.get(step.name, 0.0) + window
-    anywhere = sum(isinstance(step, Exchange) and step.beside == "*" for step in beside)
-    named["*"] = sum(named.values()) / max(1, anywhere)  # they share all kernels
+    """Seconds of one pass by part; its exchanges may run beside kernels of the other one."""
+    launch = machine.host_seconds_per_launch
+    own, beside = (_Alone.of(each, seconds, launch) for each in (steps, other))
+    mine: dict[str, float] = {}  # what exchanges add to this pass,
+    its: dict[str, float] = {}  # to the other,
+    free: dict[str, float] = {}  # and to neither
+    waiting = []
     for step in steps:
-        tally.host += step.count * launch  # a collective is launched by the host as well
         if isinstance(step, Kernel):
-            tally.device += seconds[step] * step.count
-        else:
-            nbytes = step.nbytes * machine.sent_once_to_each_node(step)
-            whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)
-            beside_it = named.get(step.beside, 0.0)
-            cost = overlapped(beside_it, whole) - beside_it if beside_it else whole
-            name = f"{step.axis.replace('_', ' ')} exchange"
-            tally.exchanges[name] = tally.exchanges.get(name, 0.0) + cost
-    return tally.parts()
+            continue
+        name = f"{step.axis.replace('_', ' ')} exchange"
+        nbytes = step.nbytes * machine.sent_once_to_each_node(step)
+        whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)
+        if step.beside == "*":
+            waiting.append((name, whole))
+            continue
+        place, pass_ = (its, beside) if step.beside in beside.named else (mine, own)
+        if step.beside in own.named:
+            place, pass_ = mine, own
+        window = pass_.named.get(step.beside, 0.0)
+        cost = overlapped(window, whole) - window if window else whole
+        place[name] = place.get(name, 0.0) + cost
+    lasts, there = own.with_exchanges(sum(mine.values())), beside.with_exchanges(0.0)
+    window = (lasts + there) / max(1, own.anywhere + beside.anywhere)  # they share both passes
+    for name, whole in waiting:
+        free[name] = free.get(name, 0.0) + overlapped(window, whole) - window
+    added = sum(its.values())
+    shown = beside.with_exchanges(added) - there if added else 0.0
+    its = {name: cost * shown / added for name, cost in its.items()} if added else {}
+    late = lasts - own.device - sum(mine.values())
+    parts = add({COMPUTE: own.device}, mine, its, free)
+    return {**parts, LAUNCH: late} if late > 0 else parts
 
 
 def add(*parts: Parts) -> dict[str, float]:
