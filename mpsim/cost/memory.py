@@ -174,7 +174,7 @@ def _inputs(layer: Layer) -> float:
     return sum(
         saved.nbytes
         for saved in layer.saved
-        if saved.name.endswith("_input") or saved.name == "tokens"
+        if saved.name.endswith("_input") or saved.name in ("tokens", "traced")
     )
 
 
