@@ -12,8 +12,10 @@ import click
 from rich.console import Console
 
 import mpsim
+from mpsim.cli.pictures import require_picture
 from mpsim.errors import ScenarioError
 from mpsim.report.residuals import residual_grid, residual_rows
+from mpsim.spec.profile import load_profile
 from mpsim.validation import text
 from mpsim.validation.comparison import Comparison
 from mpsim.validation.fit import calibrate, choose
@@ -22,9 +24,12 @@ from mpsim.validation.predict import compare_all, compare_each
 from mpsim.validation.records import Problem, Record, read_records, value_at
 from mpsim.validation.series import read_series, score_series
 from mpsim.validation.statistics import by_source, over_sources, summarise
-from mpsim.validation.tables import score_tables
+from mpsim.validation.tables import fitted_rows, score_tables
 
 _SERIES = "series.jsonl"
+
+_SHOWN_VALUES = 12
+"""Values of a field that are listed where none was met."""
 
 _INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended (128 + SIGINT)."""
@@ -78,9 +83,9 @@ def validate(
     if tables is not None:
         _score_tables(tables, profile, as_json=as_json)
         return
+    _check(plot, profile)
     paths = list(files) or [_published()]
-    records, problems = read_records(paths)
-    kept = select(records, conditions)
+    kept, problems = _read(paths, conditions)
     rows, stopped = _compared(kept, profile, processes)
     if stopped:
         fit_on, series = None, False  # what is calibrated or put in series is not complete
@@ -91,7 +96,7 @@ def validate(
     if as_json:
         click.echo(json.dumps(as_tree(rows, problems, factors=factors, series=scores), indent=2))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         if factors:
             text.show_factors(factors, fitted, console)
         text.show(rows, problems, console, shown=worst)
@@ -100,7 +105,36 @@ def validate(
     if stopped:
         click.echo(f"interrupted: {len(rows)} of {len(kept)} records were predicted", err=True)
         raise click.exceptions.Exit(_INTERRUPTED)
-    if strict and (problems or any(row.skipped is not None for row in rows)):
+    _refuse(rows, problems, strict=strict)
+
+
+def _check(plot: Path | None, profile: str | None) -> None:
+    """Refuse what could not be written or found, before records are predicted for it."""
+    if plot is not None:
+        require_picture(plot)
+    if profile is not None:
+        load_profile(profile)
+
+
+def _read(paths: Sequence[Path], conditions: Sequence[str]) -> tuple[list[Record], list[Problem]]:
+    """The records that meet the conditions, and the lines that are none.
+
+    Raises:
+        ScenarioError: If there is nothing to predict.
+    """
+    records, problems = read_records(paths)
+    if not records and not problems:
+        raise ScenarioError(", ".join(map(str, paths)), "holds no measured-run record")
+    kept = select(records, conditions)
+    if records and not kept:
+        raise ScenarioError("--where", _without_match(records, conditions))
+    return kept, problems
+
+
+def _refuse(rows: Sequence[Comparison], problems: Sequence[Problem], *, strict: bool) -> None:
+    """Exit code 2 where nothing was predicted, or, if strict, where anything was left out."""
+    left_out = sum(row.skipped is not None for row in rows)
+    if left_out == len(rows) or (strict and (problems or left_out)):
         raise click.exceptions.Exit(2)
 
 
@@ -123,10 +157,20 @@ def _score_tables(folder: Path, profile: str | None, *, as_json: bool) -> None:
     if profile is None:
         raise ScenarioError("--tables", "needs --profile, a profile or device by name or a file")
     found = score_tables(folder, profile)
+    seen = fitted_rows(profile, found)
     if as_json:
-        click.echo(json.dumps({"profile": profile, "tables": residual_rows(found)}, indent=2))
-    else:
-        Console(highlight=False).print(residual_grid(found, f"{profile} on {folder}"))
+        tree = {"profile": profile, "tables": residual_rows(found), "fitted_rows": seen}
+        click.echo(json.dumps(tree, indent=2))
+        return
+    console = Console(highlight=False, emoji=False)
+    console.print(residual_grid(found, f"{profile} on {folder}"))
+    if seen:
+        rows = ", ".join(f"{count} rows of {table}" for table, count in seen.items())
+        console.print(
+            f"{profile} was fitted on {rows}: where these are its own tables, the rows above "
+            "include those. What it does on rows held out stands in docs/profiles.md.",
+            soft_wrap=True,
+        )
 
 
 def select(records: Iterable[Record], conditions: Sequence[str]) -> list[Record]:
@@ -135,15 +179,29 @@ def select(records: Iterable[Record], conditions: Sequence[str]) -> list[Record]
     Raises:
         ScenarioError: If a condition is not of that form, or records have no such field.
     """
-    wanted = []
-    for condition in conditions:
-        path, equals, value = condition.partition("=")
-        if not equals:
-            raise ScenarioError(f"--where {condition}", "write it as path=value, as in plan.zero=3")
-        wanted.append((path.strip(), value.strip().lower()))
+    wanted = [_condition(text) for text in conditions]
     if not wanted:
         return list(records)
     return [record for record in records if _meets(record.model_dump(), wanted)]
+
+
+def _condition(text: str) -> tuple[str, str]:
+    """Path and value of one condition."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ScenarioError(f"--where {text}", "write it as path=value, as in plan.zero=3")
+    return path.strip(), value.strip().lower()
+
+
+def _without_match(records: Sequence[Record], conditions: Sequence[str]) -> str:
+    """Why no record meets the conditions: the first that none meets, and the values there are."""
+    trees = [record.model_dump() for record in records]
+    for path, value in map(_condition, conditions):
+        if not any(_meets(tree, [(path, value)]) for tree in trees):
+            there = sorted({_as_text(value_at(tree, path)) for tree in trees})
+            shown = there[:_SHOWN_VALUES] + ["…"] * (len(there) > _SHOWN_VALUES)
+            return f"no record has {path}={value} (values: {', '.join(shown)})"
+    return f"no record meets all of {', '.join(conditions)}, though each is met by some"
 
 
 def as_tree(
@@ -170,12 +228,12 @@ def as_tree(
 
 def _meets(tree: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> bool:
     """Whether a record's values are, as text, those wanted; ``null`` is no value."""
-    for path, value in wanted:
-        found = value_at(tree, path)
-        shown = "null" if found is None else json.dumps(found).strip('"')
-        if shown.lower() != value:
-            return False
-    return True
+    return all(_as_text(value_at(tree, path)).lower() == value for path, value in wanted)
+
+
+def _as_text(value: Any) -> str:  # noqa: ANN401  (whatever stands in a record)
+    """A value of a record as a condition writes it."""
+    return "null" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
 
 
 def _calibrated(
@@ -192,6 +250,8 @@ def _calibrated(
     calibration = calibrate(chosen)
     used = {row.record.id for row in chosen}
     rest = [calibration.apply(row) for row in rows if row.record.id not in used]
+    if not rest:
+        raise ScenarioError(f"--fit-on {fit_on}", "leaves no record to score")
     return dict(calibration.factors), len(chosen), rest
 
 

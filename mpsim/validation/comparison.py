@@ -58,6 +58,7 @@ class Comparison:
             "skipped": self.skipped,
             "predicted_fits": self.fits,
             "measured_fits": not measured.oom,
+            "assumptions": list(self.assumptions),
         }
 
 

@@ -188,6 +188,7 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
     legacy = framework == "legacy_megatron"
     tensor, pipeline = degrees["tensor"], degrees["pipeline"]
     chunks = chunks_of(record, pipeline, notes)
+    _check_stages(record, pipeline, chunks)
     parallel = notes.default("plan.sequence_parallel", plan.sequence_parallel, tensor > 1)
     quiet = Assumptions()  # what a degree of one makes meaningless is no assumption
     overlap_tensor = (notes if tensor > 1 else quiet).default(
@@ -218,6 +219,20 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "offload": ["activations"] if "offloading_num_layers" in (plan.offload or "") else [],
     }
     return tree | _schedule(record, pipeline, chunks, notes) | _recompute(record, notes, pipeline)
+
+
+def _check_stages(record: Record, pipeline: int, chunks: int) -> None:
+    """Refuse more stages than there is something to hold: layers, embedding and head.
+
+    Raises:
+        ScenarioError: Naming the field that makes too many.
+    """
+    layers = record.model.layers
+    if pipeline * chunks <= layers + (record.model.mtp_layers or 0) + 2:
+        return
+    field = "plan.pipeline" if chunks == 1 else "plan.chunks"
+    product = "" if chunks == 1 else f" ({pipeline} x {chunks})"
+    raise ScenarioError(field, f"{pipeline * chunks} stages{product} for {layers} layers")
 
 
 def _p2p(record: Record, legacy: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from mpsim.errors import ScenarioError
 from mpsim.spec.zoo import load_entry, names
 from mpsim.units import parse
-from mpsim.validation.records import RecordedCluster
+from mpsim.validation.record_parts import RecordedCluster
 
 Tree = dict[str, Any]
 

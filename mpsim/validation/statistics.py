@@ -20,7 +20,7 @@ class Score:
     """Errors of one quantity over some rows.
 
     Attributes:
-        count: Rows with a prediction and a measurement.
+        count: Rows with a prediction and a measurement; over sources, the sources that have any.
         median: Median absolute error.
         mean: Mean absolute error.
         within_10: Share of rows off by at most 10 %.
@@ -111,7 +111,10 @@ def by_source(rows: Iterable[Comparison]) -> dict[str, Summary]:
 
 
 def over_sources(summaries: Mapping[str, Summary]) -> Score:
-    """Means of the sources' figures: each source counts once, however many rows it has."""
+    """Means of the sources' figures: each source counts once, however many rows it has.
+
+    ``count`` is the number of sources.
+    """
     scores = [summary.step_time for summary in summaries.values() if summary.step_time.count]
     if not scores:
         return Score.of([])
@@ -120,7 +123,7 @@ def over_sources(summaries: Mapping[str, Summary]) -> Score:
         return float(np.mean([value for value in values if value is not None]))
 
     return Score(
-        count=sum(score.count for score in scores),
+        count=len(scores),
         median=mean(score.median for score in scores),
         mean=mean(score.mean for score in scores),
         within_10=mean(score.within_10 for score in scores),

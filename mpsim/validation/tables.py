@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mpsim.cost.silicon import Silicon, silicon
@@ -32,6 +32,18 @@ def score_tables(folder: Path, name: str, *, device: str | None = None) -> list[
     if not found:
         raise CalibrationError(f"{folder}: no table with times of kernels or collectives")
     return found
+
+
+def fitted_rows(name: str, found: Sequence[Residual]) -> dict[str, int]:
+    """Rows that a profile was fitted on, of the tables that it was scored on; none if derived.
+
+    Whether they are among the rows scored depends on whether the folder is that of the fit, which
+    a table does not say.
+    """
+    profile = silicon(name).profile
+    scored = {residual.table for residual in found}
+    own = {} if profile.kind == "derived" else profile.tables
+    return {table: count for table, count in own.items() if table in scored and count}
 
 
 def _prefix(folder: Path, name: str) -> str:

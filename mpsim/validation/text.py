@@ -120,6 +120,8 @@ def _show_worst(rows: Sequence[Comparison], console: Console) -> None:
             f"{attribution(row)}{_memory(row)}",
             soft_wrap=True,
         )
+        if row.assumptions:
+            console.print(f"    assumed: {', '.join(row.assumptions)}", soft_wrap=True)
 
 
 def _memory(row: Comparison) -> str:

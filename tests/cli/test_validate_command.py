@@ -40,6 +40,11 @@ def invoke(*arguments: object):
     return CliRunner().invoke(main, ["validate", *map(str, arguments)], catch_exceptions=False)
 
 
+def total_over_sources(tree: dict) -> dict:
+    """The means over sources."""
+    return tree["total"]["over_sources"]
+
+
 def test_json_has_the_documented_keys(tmp_path: Path):
     file = runs(tmp_path, {"a1": 0.1, "b1": 0.2})
     done = invoke(file, "--json")
@@ -55,7 +60,11 @@ def test_json_has_the_documented_keys(tmp_path: Path):
         "skipped",
         "predicted_fits",
         "measured_fits",
+        "assumptions",
     ]
+    assert "plan.zero = 1" in tree["records"][0]["assumptions"]
+    # each source counts once, and is counted
+    assert total_over_sources(tree)["count"] == 2
     assert set(tree["sources"]) == {"sa", "sb"}
     total = tree["total"]
     assert total["records"] == 2
@@ -70,7 +79,16 @@ def test_json_has_the_documented_keys(tmp_path: Path):
 def test_text_names_sources_worst_rows_and_what_they_are_made_of(tmp_path: Path):
     done = invoke(runs(tmp_path, {"a1": 0.1, "b1": 5.0}))
     assert done.exit_code == 0
-    for part in ("Step time", "sa", "sb", "Worst rows", "b1:", "compute"):
+    for part in (
+        "Step time",
+        "sa",
+        "sb",
+        "Worst rows",
+        "b1:",
+        "compute",
+        "assumed: ",
+        "plan.zero = 1",
+    ):
         assert part in done.output
 
 
@@ -140,3 +158,74 @@ def test_without_files_and_without_published_runs_it_says_where_they_belong(monk
     done = invoke()
     assert done.exit_code == 2
     assert "no measured runs there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("a.bmp", "ending"), ("none/a.png", "no folder"), ("folder.png", "is a folder")],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    monkeypatch, tmp_path, name, what
+):
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("mpsim.cli.validate.compare_each", lambda *_, **__: pytest.fail("worked"))
+    done = invoke(runs(tmp_path, {"a1": 0.1}), "--plot", tmp_path / name)
+    assert done.exit_code == 2
+    assert what in done.stderr
+
+
+def test_conditions_that_nothing_meets_are_told_with_the_values_there_are(tmp_path: Path):
+    file = runs(tmp_path, {"a1": 0.1, "b1": 0.2})
+    done = invoke(file, "--where", "plan.tensor=abc")
+    assert done.exit_code == 2
+    assert "no record has plan.tensor=abc (values: 2)" in done.stderr
+    both = invoke(file, "--where", "id=a1", "--where", "source=sb")
+    assert both.exit_code == 2
+    assert "no record meets all of id=a1, source=sb" in both.stderr
+
+
+def test_nothing_to_predict_is_an_error(monkeypatch, tmp_path: Path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    done = invoke(empty)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "holds no measured-run record" in done.stderr
+    file = runs(tmp_path, {"a1": 0.1})
+    left_out = invoke(runs(tmp_path, {}, "not json"))
+    assert left_out.exit_code == 2
+    assert "is not JSON" in left_out.output
+    file = runs(tmp_path, {f"a{n}": 0.02 for n in range(25)})
+    rest = invoke(file, "--fit-on", file)
+    assert rest.exit_code == 2
+    assert "leaves no record to score" in rest.stderr
+    monkeypatch.setattr("mpsim.cli.validate.compare_each", lambda *_, **__: pytest.fail("worked"))
+    profile = invoke(file, "--profile", "nope")
+    assert profile.exit_code == 2
+    assert "no profile 'nope'" in profile.stderr
+
+
+def test_more_stages_than_layers_are_left_out_at_once(tmp_path: Path):
+    def line(name: str, **plan: int) -> str:
+        tree = {"id": name, **RUN, "measured": {"step_time_s": 1.0}}
+        cluster = {**RUN["cluster"], "devices": 64}
+        plan = {"tensor": 1, "context": 1, "data": 64 // plan["pipeline"], **plan}
+        training = {"global_batch": 64, "sequence": 1024}
+        return json.dumps(tree | {"cluster": cluster, "plan": plan, "training": training})
+
+    file = runs(
+        tmp_path, {"a1": 0.1}, line("deep", pipeline=64), line("cut", pipeline=2, chunks=10**9)
+    )
+    done = invoke(file)
+    assert "deep: plan.pipeline: 64 stages for 4 layers" in done.output
+    assert "cut: plan.chunks: 2000000000 stages (2 x 1000000000) for 4 layers" in done.output
+
+
+def test_tables_say_how_many_rows_the_profile_was_fitted_on(tmp_path: Path):
+    (tmp_path / "gemm.csv").write_text("dtype,m,n,k,ms\nbfloat16,4096,4096,4096,0.6\n")
+    done = invoke("--tables", tmp_path, "--profile", "a100_sxm")
+    assert "a100_sxm was fitted on" in done.output
+    assert "rows of gemm" in done.output
+    tree = json.loads(invoke("--tables", tmp_path, "--profile", "a100_sxm", "--json").output)
+    assert list(tree["fitted_rows"]) == ["gemm"]
+    derived = json.loads(invoke("--tables", tmp_path, "--profile", "h20", "--json").output)
+    assert derived["fitted_rows"] == {}

@@ -57,6 +57,22 @@ def test_a_short_record_of_ones_own_run_is_enough():
         ("plan.tensor", 3, "plan: the degrees give 12 devices, the cluster has 8"),
         ("plan.stage_layers", [1, 2], "plan.stage_layers: sum to 3, the model has 4 layers"),
         ("plan.zero", 4, "plan.zero: input should be less than or equal to 3, not 4"),
+        (
+            "measured.step_time_s",
+            1e-300,
+            "measured.step_time_s: 1e-300 s is shorter than the launch",
+        ),
+        ("measured.step_time_s", 1e300, "measured.step_time_s: input should be less than or equal"),
+        ("cluster.devices_per_node", 10**9, "cluster.devices_per_node: input should be less than"),
+        ("plan.expert", 4, "plan.expert: 4, but the model has no experts"),
+        ("plan.stage_layers", [2, 0, 2, 0], "plan.stage_layers: stage 1 holds no layer"),
+        (
+            "plan.recompute_modules",
+            ["transformer_layer:99_of_3"],
+            "plan.recompute_modules: transformer_layer:99_of_3: 99 is not 1 to 3 layers",
+        ),
+        ("plan.recompute_modules", ["transformer_layer:0_of_0"], "plan.recompute_modules:"),
+        ("training.microbatch", 3, "training.global_batch: 8 is not divisible by plan.data 2 x"),
         ("cluster.devices", None, "cluster.devices: input should be a valid integer, not null"),
     ],
 )
@@ -133,3 +149,20 @@ def test_every_published_record_is_read(shared: Path):
         (folder / "series.jsonl").read_text().splitlines()
     )
     assert len(records) == lines
+
+
+def test_embedding_and_head_may_have_stages_of_their_own():
+    assert isinstance(parse_record(edited("plan.stage_layers", [0, 2, 2, 0])), Record)
+
+
+def test_a_batch_that_its_source_does_not_state_need_not_divide():
+    tree = json.loads(edited("training.microbatch", 3))
+    assert isinstance(parse_record(json.dumps(tree)), Problem)
+    for change in ({"unknown": ["training.microbatch"]}, {"completeness": "partial"}):
+        assert isinstance(parse_record(json.dumps(tree | change)), Record)
+
+
+def test_no_published_run_is_refused(shared):
+    records, problems = read_records([shared / "data" / "measured"])
+    assert problems == []
+    assert len(records) >= 1485
