@@ -15,8 +15,14 @@ from rich.console import Console
 from mpsim.calibration.fit import fit_profile
 from mpsim.calibration.machine import fit_machine
 from mpsim.calibration.target import target
-from mpsim.cli.measuring import check_drift, measure_machine, parse_seconds, show_machine
-from mpsim.errors import CalibrationError
+from mpsim.cli.measuring import (
+    check_drift,
+    check_place,
+    measure_machine,
+    parse_seconds,
+    show_machine,
+)
+from mpsim.errors import CalibrationError, ScenarioError
 from mpsim.report.residuals import residual_grid
 from mpsim.spec.profile import Profile, dump_profile
 from mpsim.spec.tables import read_folder, read_machine
@@ -65,13 +71,16 @@ def calibrate(
     Without --from the devices are found (two GPUs, a GPU and the CPU, or two CPU processes) and
     measured; the raw measurements stay in the folder NAME.measured beside the profile.
     """
+    _check_name(name)
+    stem = name or (out.stem if out else "machine")
+    path = out or Path(f"{stem}.yaml")
+    if check is None:
+        check_place(path, "--out")
     if folder is not None and not (folder / "steps.jsonl").is_file():
         if name is None:
             raise click.UsageError("--from needs --device, the name of the device")
-        _fit_tables(folder, name=name, link=link, source=source, out=out)
+        _fit_tables(folder, name=name, link=link, source=source, path=path)
         return
-    stem = name or (out.stem if out else "machine")
-    path = out or Path(f"{stem}.yaml")
     seconds = parse_seconds(budget)
     if check is not None:
         check_drift(check, devices=devices, budget=seconds, realtime=realtime)
@@ -87,8 +96,16 @@ def calibrate(
     show_machine(profile, path, time.monotonic() - begin)
 
 
+def _check_name(name: str | None) -> None:
+    """See that the name of a profile can be one of a file."""
+    if name is not None and (not name.strip() or set(name) & set("/\\\0")):
+        raise ScenarioError(
+            "--device", f"'{name}' is no name: a word without slashes; where it goes is for --out"
+        )
+
+
 def _fit_tables(
-    folder: Path, *, name: str, link: str | None, source: str | None, out: Path | None
+    folder: Path, *, name: str, link: str | None, source: str | None, path: Path
 ) -> None:
     """Fit a profile to tables of kernels and collectives."""
     tables = read_folder(folder, device=name)
@@ -105,7 +122,6 @@ def _fit_tables(
         source=source or _provenance(folder, machine),
         date=_date(machine),
     )
-    path = out or Path(f"{name}.yaml")
     _write(profile, path)
     _show(profile, path)
     if "collectives" in tables and goal.link is None:
@@ -140,7 +156,7 @@ def _write(profile: Profile, path: Path) -> None:
 
 def _show(profile: Profile, path: Path) -> None:
     """The errors on the rows held out, and where the profile is."""
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
     rows = ", ".join(f"{count} of {name}" for name, count in profile.tables.items())
     if profile.residuals:
         title = f"{profile.name}: errors on rows held out (fitted on {rows})"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mpsim.cli.tracing import traced
 from mpsim.errors import ScenarioError
 from mpsim.planner.capacity import Capacity, Demand, capacity
 from mpsim.planner.capacity_text import capacity_record, show_capacity
@@ -68,7 +70,8 @@ def plan(
             "mpsim plan", "--minimum, --explain and --tokens/--deadline/--budget exclude each other"
         )
     problem = load_problem(file, list(overrides))
-    console = Console(highlight=False)
+    problem = replace(problem, base=traced(problem.base, file))
+    console = Console(highlight=False, emoji=False)
     with simulator(executor, address) as simulate:
         if demand is not None:
             _show_capacity(_capacity(problem, demand, simulate), console, as_json=as_json)

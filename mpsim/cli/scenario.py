@@ -104,7 +104,7 @@ def scenario(
 
 def _print(groups: Sequence[Sequence[Report]], *, show_ledger: bool) -> None:
     """Each file's first scenario in full, and its variants beside it."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for reports in groups:
         if len(reports) > 1:
             text.compare(reports, console)
@@ -133,7 +133,9 @@ def _write_all(reports: Sequence[Report], folder: Path) -> None:
         values = json.dumps(record(report), indent=2)
         (folder / f"{stem}.json").write_text(values, encoding="utf-8")
         with (folder / f"{stem}.txt").open("w", encoding="utf-8") as file:
-            text.show(report, Console(file=file, width=120, highlight=False, markup=False))
+            text.show(
+                report, Console(file=file, width=120, highlight=False, markup=False, emoji=False)
+            )
         _write_trace(report, folder / f"{stem}.trace.json")
         _write_picture(report, folder / f"{stem}.svg", "plot_timeline")
         _write_picture(report, folder / f"{stem}.memory.svg", "plot_memory")

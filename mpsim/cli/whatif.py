@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mpsim.cli.pictures import require_picture
+from mpsim.cli.tracing import traced
 from mpsim.errors import ScenarioError
 from mpsim.planner import tables
 from mpsim.planner.comparison import Comparison, compare_reports
@@ -84,7 +86,7 @@ def whatif(
 
     Interrupted, the same command goes on where it was; done, it reads its result file.
     """  # noqa: D301  (click keeps lines after a backspace)
-    scenario = load(file, overrides)
+    scenario = traced(load(file, overrides), file)
     if sensitivity:
         _sensitivity(scenario, json_file)
         return
@@ -95,6 +97,7 @@ def whatif(
         click.echo(f"{grid.fill} follows, so that the plan makes up the devices", err=True)
     if plot is not None:
         tables.check_plot(grid, plot)
+        require_picture(plot)
     rows = _run(grid, results, executor=executor, address=address, jobs=jobs)
     for path, kind in ((csv_file, "csv"), (json_file, "json"), (parquet_file, "parquet")):
         if path is not None and str(path) != "-":
@@ -106,7 +109,9 @@ def whatif(
     if json_file is not None and str(json_file) == "-":
         click.echo(json.dumps(list(rows), indent=1))
     else:
-        Console(highlight=False).print(tables.rows_table(grid, rows))
+        Console(highlight=False, emoji=False).print(tables.rows_table(grid, rows))
+    if all(row["status"] == "invalid" for row in rows):
+        raise ScenarioError("--vary", f"none of the {len(rows)} points can be simulated")
 
 
 def _run(
@@ -114,6 +119,8 @@ def _run(
 ) -> list[Mapping[str, Any]]:
     """The rows of a grid; an interruption says how to go on."""
     found = open_results(path or cache_folder() / f"{grid.key}.jsonl", grid.key)
+    # a point that failed is tried again: it costs little, and its cause may be gone
+    found.rows = {place: row for place, row in found.rows.items() if row["status"] != "invalid"}
     left = len(grid) - len(found.rows)
     if found.rows:
         click.echo(f"{len(found.rows)} of {len(grid)} points read from {found.path}", err=True)
@@ -161,7 +168,7 @@ def _sensitivity(scenario: Scenario, json_file: Path | None) -> None:
         else:
             json_file.write_text(text + "\n", encoding="utf-8")
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(tables.sensitivity_table(found))
     for one in found[:3]:
         console.print(tables.sensitivity_sentence(one))
@@ -176,13 +183,13 @@ def _sensitivity(scenario: Scenario, json_file: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def compare(first: str, second: str, *, overrides: Sequence[str], as_json: bool) -> None:
     """Put the scenarios in FIRST and SECOND side by side, and what makes the difference."""
-    scenarios = [load(file, overrides) for file in (first, second)]
+    scenarios = [traced(load(file, overrides), file) for file in (first, second)]
     reports = [simulate(one) for one in scenarios]
     found = compare_reports(*reports)
     if as_json:
         click.echo(json.dumps(_record(found), indent=1))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for table in tables.comparison_tables(found, (Path(first).stem, Path(second).stem)):
         console.print(table)
 

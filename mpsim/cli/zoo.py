@@ -53,7 +53,7 @@ def zoo(what: str | None, name: str | None, *, as_json: bool) -> None:
         click.echo(json.dumps(chosen, indent=2, default=str))
         return
     # a pipe has no width; a table cut to 80 columns would help nobody who reads it with a pager
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
     for kind, entries in chosen.items():
         if name:
             _show(kind, entries, console)

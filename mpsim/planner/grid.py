@@ -135,6 +135,9 @@ def parse_axis(text: str) -> Axis:
     values = tuple(parse_yaml(part, where=where) for part in _parts(value))
     if any(part is None for part in values):
         raise ScenarioError(where, f"'{value}' has an empty value")
+    for part, read in zip(_parts(value), values, strict=True):
+        if isinstance(read, dict):
+            raise ScenarioError(where, f"'{part}' is a mapping; vary the fields of it one by one")
     return Axis(path.strip(), tuple(dict.fromkeys(map(_hashable, values))))
 
 

@@ -97,14 +97,15 @@ class Record(Part):
     def _batch(self) -> Self:
         """Replicas run whole microbatches, of equal number.
 
-        Only where the source states all three: where it does not, the record holds what its
-        collector derived, and conversion makes the numbers meet.
+        Only where the source states all three: where it does not, or where there are more replicas
+        than sequences, the record holds what its collector derived, and conversion makes the
+        numbers meet.
         """
         data, micro = self.plan.data, self.training.microbatch
         batch = self.training.global_batch
         paths = {"plan.data", "training.microbatch", "training.global_batch"}
         stated = self.completeness == "full" and paths.isdisjoint(self.unknown)
-        if stated and data and micro and batch and batch % (data * micro):
+        if stated and data and micro and batch and batch >= data and batch % (data * micro):
             raise ValueError(
                 f"training.global_batch: {batch} is not divisible by plan.data {data} x "
                 f"training.microbatch {micro}"

@@ -74,6 +74,10 @@ def test_compare_says_what_differs_and_what_it_costs():
         ([*GRID, "--plot", "a.txt"], "a.txt: the picture's ending must be .svg, .png or .pdf"),
         ([*GRID, "--executor", "dask"], "--address: is needed with --executor dask"),
         ([*GRID, "--address", "tcp://127.0.0.1:1"], "--address: goes with --executor dask"),
+        (
+            ["whatif", "gpt3_bf16.yaml", "--vary", "plan.schedule={a: 1},1f1b"],
+            "--vary plan.schedule: '{a: 1}' is a mapping",
+        ),
         (["compare", "gpt3_bf16.yaml", "gpt5.yaml"], "gpt5.yaml: no such file"),
     ],
 )
@@ -82,3 +86,59 @@ def test_what_cannot_be_meant_is_said(arguments, message):
     assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert "Traceback" not in done.output
+
+
+MODULE = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+"""
+SCENARIO = """
+name: traced
+model: {name: net, torch: "ownnet:build", input: [64]}
+cluster: {device: a100-sxm-80gb, nodes: 1, node: {devices: 1, link: nvlink3}}
+training: {global_batch: 32, microbatch: 32}
+"""
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    pytest.importorskip("torch", reason="torch modules are traced with torch")
+    (tmp_path / "ownnet.py").write_text(MODULE)
+    file = tmp_path / "own.yaml"
+    file.write_text(SCENARIO)
+    return str(file)
+
+
+def test_a_torch_module_is_traced_wherever_a_scenario_is_read(torch_file):
+    grid = run("whatif", torch_file, "--vary", "training.microbatch=16,32", "--json", "-")
+    assert grid.exit_code == 0, grid.output
+    assert [row["status"] for row in json.loads(grid.stdout)] == ["ok", "ok"]
+    for command in (
+        ["whatif", torch_file, "--sensitivity"],
+        ["compare", torch_file, torch_file],
+        ["plan", torch_file],
+    ):
+        done = run(*command)
+        assert done.exit_code == 0, (command, done.output)
+
+
+def test_where_no_point_can_be_simulated_that_is_an_error_and_tried_again(tmp_path):
+    wrong = ["whatif", "gpt3_bf16.yaml", "--vary", "plan.pipeline=7,11", "--fill", "none"]
+    first = run(*wrong)
+    assert first.exit_code == 2, first.output
+    assert "none of the 2 points can be simulated" in first.stderr
+    again = run(*wrong)
+    assert "points read from" not in again.stderr
+
+
+def test_values_are_not_taken_for_pictures():
+    done = run("whatif", "gpt3_bf16.yaml", "--vary", "plan.pipeline=a:b:c")
+    assert "a:b:c" in done.stdout
+
+
+def test_a_picture_without_a_folder_is_refused_before_the_work(tmp_path):
+    done = run(*GRID, "--plot", str(tmp_path / "none" / "rows.svg"))
+    assert done.exit_code == 2
+    assert "there is no folder" in done.stderr
