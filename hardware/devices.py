@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mpsim.errors import CalibrationError
+from mpsim.errors import CalibrationError, ScenarioError
 
 _DEVICE = re.compile(r"cpu|cuda(?::(\d+))?")
+_OPTION = "--devices"
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 @dataclass(frozen=True)
@@ -85,30 +87,41 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def parse_devices(text: str, machine: Machine) -> tuple[str, ...]:
+def parse_devices(text: str, machine: Machine, *, count: int | None = None) -> tuple[str, ...]:
     """The devices of a list such as ``cuda:0,cuda:1`` or ``cuda:0,cpu``.
 
+    Args:
+        text: The list.
+        machine: What there is.
+        count: How many there must be; None: two or more.
+
     Raises:
-        CalibrationError: If a name is not a device, or the machine does not have it, or there is
-            only one.
+        ScenarioError: If a name is not a device, or the machine does not have it, or there are too
+            few or too many.
     """
     devices = []
     for name in (part.strip() for part in text.split(",")):
         match = _DEVICE.fullmatch(name)
         if match is None:
-            raise CalibrationError(
-                f"--devices: '{name}' is not a device; write cpu or cuda:N, as in cuda:0,cuda:1"
+            raise ScenarioError(
+                _OPTION, f"'{name}' is not a device; write cpu or cuda:N, as in cuda:0,cuda:1"
             )
         index = int(match.group(1) or 0)
         if name != "cpu" and index >= len(machine.gpus):
             has = f"{len(machine.gpus)} GPUs" if machine.gpus else "no GPU that torch can use"
-            raise CalibrationError(f"--devices: {name} is not there; this machine has {has}")
+            raise ScenarioError(_OPTION, f"{name} is not there; this machine has {has}")
         devices.append("cpu" if name == "cpu" else f"cuda:{index}")
-    if len(devices) < 2:
-        raise CalibrationError(
-            f"--devices: '{text}' is one device, but two workers are needed; write for instance "
-            f"{devices[0]},cpu, or {devices[0]},{devices[0]} for two processes on one device"
+    one = devices[0]
+    if len(devices) == 1 and count in (None, 2):
+        mixed = "" if one == "cpu" else f"{one},cpu, or "
+        raise ScenarioError(
+            _OPTION,
+            f"'{one}' is one device, but two workers are needed; write {mixed}{one},{one} for two "
+            "processes on it",
         )
+    if count is not None and len(devices) != count:
+        wanted, given = (_NUMBERS.get(number, str(number)) for number in (count, len(devices)))
+        raise ScenarioError(_OPTION, f"{wanted}, not {given}: {','.join(devices)}")
     return tuple(devices)
 
 

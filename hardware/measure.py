@@ -62,15 +62,23 @@ class Measurement:
     seconds: float
 
 
-def choose_placement(devices: str | None = None, machine: Machine | None = None) -> Placement:
+def choose_placement(
+    devices: str | None = None, machine: Machine | None = None, *, count: int | None = None
+) -> Placement:
     """The workers for a list of devices such as ``cuda:0,cpu``, or for what there is.
 
+    Args:
+        devices: The list; None: the two best.
+        machine: What there is; None: it is looked for.
+        count: How many the list must name; None: two or more.
+
     Raises:
-        CalibrationError: If the list names what is not there.
+        ScenarioError: If the list names what is not there, or too few, or too many.
     """
     machine = machine or find_devices()
-    names = parse_devices(devices, machine) if devices else choose_devices(machine)
-    return place(names, machine)
+    if devices is None:
+        return place(choose_devices(machine), machine)
+    return place(parse_devices(devices, machine, count=count), machine)
 
 
 def estimate_seconds(budget: float = BUDGET) -> float:
@@ -107,30 +115,34 @@ def measure(
         progress: Called after each cell.
 
     Raises:
-        CalibrationError: If the devices are not there, the folder holds tables of another placement
-            or any tables without ``resume``, or a worker fails.
+        ScenarioError: If the devices are not there, or are not two.
+        CalibrationError: If the folder holds tables of another placement or any tables without
+            ``resume``, or a worker fails.
     """
-    placement = choose_placement(devices)
-    _prepare(folder, placement, resume=resume)
+    placement = choose_placement(devices, count=2)
+    _check(folder, placement, resume=resume)
     cells = plan_cells(placement, only=only)
     with Workers(placement, timeout=max(120.0, budget), realtime=realtime) as workers:
+        folder.mkdir(parents=True, exist_ok=True)  # only now: a failed start leaves no folder
         session = _Session(folder, workers, cells, budget=budget, progress=progress)
         try:
             session.run(precision)
+        except CalibrationError as error:
+            kept = f"what was measured is in {folder}/: go on with --resume"
+            raise CalibrationError(f"{error}\n{kept}") from None
         finally:
             session.describe()
     return session.result()
 
 
-def _prepare(folder: Path, placement: Placement, *, resume: bool) -> None:
-    """Make the folder, or see that what is in it may be added to."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _check(folder: Path, placement: Placement, *, resume: bool) -> None:
+    """See that what is in the folder, if it is there, may be added to."""
     path = folder / "machine.yaml"
-    if not path.exists():
-        if any(folder.glob("*.csv")):
-            raise CalibrationError(f"{folder}: holds tables, but no machine.yaml says of what")
-        path.write_text(yaml.safe_dump(describe_machine(placement), sort_keys=False))
+    measured = any(file for kind in ("*.csv", "*.jsonl") for file in folder.glob(kind))
+    if not measured and not (resume and path.exists()):
         return
+    if not path.exists():
+        raise CalibrationError(f"{folder}: holds tables, but no machine.yaml says of what")
     if not resume:
         raise CalibrationError(
             f"{folder}: holds measurements already; resume them, or choose another folder"
@@ -170,6 +182,7 @@ class _Session:
         # s of a cell of weight one: what the budget leaves, within what is worth timing
         self.unit = float(np.clip((1 - OVERHEAD) * budget / ROUNDS / max(total, 1), 0.01, 0.5))
         self.machine = describe_machine(workers.placement)
+        self.describe()  # before the first row: a run that is killed can be resumed
 
     @property
     def elapsed(self) -> float:

@@ -1,11 +1,17 @@
-"""Peak memory of a stretch of code: the CUDA allocator's figure, or tracked storages on a CPU."""
+"""Memory that there is, and the peak of a stretch of code.
+
+The peak is the CUDA allocator's figure, or that of tracked storages on a CPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +65,39 @@ class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _free(self, nbytes: int) -> None:
         self.now -= nbytes
+
+
+def available_memory(name: str) -> float:
+    """Bytes that a new process may take of a device's memory.
+
+    Of the host's: what Linux expects to give without swapping (``MemAvailable``), or what the
+    control group leaves, if that is less; elsewhere all that is built in.
+
+    Source:
+        proc_meminfo(5); Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max, .current).
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    found = [_group_room(), float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    with contextlib.suppress(OSError):
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        rows = (line.split() for line in text.splitlines())
+        found += [1024.0 * int(row[1]) for row in rows if row[0] == "MemAvailable:"]
+    return min(found)
+
+
+def _group_room() -> float:
+    """Bytes that the control group of this process leaves; infinite where none bounds it."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        texts = [
+            (folder / name).read_text(encoding="utf-8") for name in ("memory.max", "memory.current")
+        ]
+        most, taken = (int(text) for text in texts)
+    except (OSError, ValueError):  # no such group, or its bound is the word max
+        return math.inf
+    return float(most - taken)
 
 
 @contextlib.contextmanager

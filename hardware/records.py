@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,20 @@ COMMON = ("worker", "device", "spread", "samples", "round")
 
 Row = Mapping[str, Any]
 
+_BLOCK = 2**16
+"""Bytes read at once where a last line is looked for: a record of a step has some ten thousand."""
+
 
 def append_rows(folder: Path, table: str, rows: Sequence[Row]) -> None:
-    """Add rows to a table, which is begun with its header if it is not there."""
+    """Add rows to a table, which is begun with its header if it is not there.
+
+    A last row that an interruption cut off is dropped first: its cell is not noted as done, and so
+    is measured again.
+    """
     path = folder / f"{table}.csv"
     columns = (*TABLES[table], *COMMON)
-    new = not path.exists()
+    _drop_torn(path)
+    new = not path.exists() or not path.stat().st_size
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         if new:
@@ -46,7 +55,8 @@ def append_rows(folder: Path, table: str, rows: Sequence[Row]) -> None:
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a file."""
+    """Add one line of JSON to a file; a last line that an interruption cut off is dropped first."""
+    _drop_torn(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, separators=(",", ":")) + "\n")
 
@@ -62,6 +72,20 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def _drop_torn(path: Path) -> None:
+    """End a file with its last whole line: what is added to half a line is lost with it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        begin = end = file.seek(0, os.SEEK_END)
+        tail = b""
+        while begin and b"\n" not in tail:
+            begin = max(0, begin - _BLOCK)
+            file.seek(begin)
+            tail = file.read(end - begin)
+        file.truncate(begin + tail.rfind(b"\n") + 1)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  (a cell of a table)

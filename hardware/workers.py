@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,7 @@ class Workers:
             for connection in self._connections:
                 with contextlib.suppress(OSError):  # a dead worker: found when collecting
                     tell(connection, (task, arguments))
-            return self._collect(task.__name__, self.timeout)
+            return self._collect("running its part", self.timeout)
         except BaseException:
             self._kill()
             raise
@@ -183,7 +184,8 @@ class Workers:
             self._processes[rank].wait(GRACE)
         code = self._processes[rank].returncode
         how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
-        return f"worker {rank} {how} while {doing}{self._last_words(rank)}"
+        why = ": perhaps the machine ran out of memory" if code == -signal.SIGKILL else ""
+        return f"worker {rank} {how} while {doing}{why}{self._last_words(rank)}"
 
     def _failure(self, rank: int, doing: str, name: str, message: str) -> str:
         """What to say of a worker whose task raised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,23 +49,65 @@ class Cell:
 def read_cells(path: Path) -> list[Cell]:
     """The cells of ``steps.jsonl``; rounds of one cell are joined.
 
+    A last line without its end, which an interruption cut off, is left out.
+
     Raises:
-        CalibrationError: If a record is none of a step, with its line.
+        CalibrationError: If a record is none of a step, or has times that cannot be, with its line.
     """
     rounds: dict[str, list[dict[str, Any]]] = {}
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = _text(path).splitlines(keepends=True)
+    for line, text in enumerate(lines, 1):
         try:
             record = json.loads(text)
-            rounds.setdefault(str(record["id"]).partition(" round ")[0], []).append(record)
+            name = str(record["id"]).partition(" round ")[0]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise CalibrationError(f"{path}: line {line}: no record of a step: {error}") from None
+            if line == len(lines) and not text.endswith("\n"):
+                break
+            what = _said(error)
+            raise CalibrationError(f"{path}: line {line}: no record of a step: {what}") from None
+        if wrong := _impossible(record):
+            raise CalibrationError(f"{path}: line {line}: {wrong}")
+        rounds.setdefault(name, []).append(record)
     found = []
     for name, records in rounds.items():
         try:
             found.append(_cell(name, records))
         except (MpsimError, ValidationError, KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"{path}: '{name}' is no step to fit: {error}") from None
+            raise CalibrationError(f"{path}: '{name}' is no step to fit: {_said(error)}") from None
     return found
+
+
+def _said(error: Exception) -> str:
+    """What an error says; a key that is missing says so."""
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _text(path: Path) -> str:
+    """The text of a file of records."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{path}: is not text (UTF-8)") from None
+
+
+def _impossible(record: Mapping[str, Any]) -> str:
+    """The field of a record whose times cannot be, and why; empty if none is.
+
+    A step takes time; an op may take less than its clock tells, which is zero.
+    """
+    steps, ops = record.get("step_times_s", [1.0]), record.get("op_seconds", {})
+    if not isinstance(steps, list) or not steps:
+        return "step_times_s must be a list of seconds, one at least"
+    if not isinstance(ops, dict):
+        return "op_seconds must be seconds by kind of op, as {0F: 0.001}"
+    timed = [(f"step_times_s.{index}", value, True) for index, value in enumerate(steps)]
+    timed += [(f"op_seconds.{kind}", value, False) for kind, value in ops.items()]
+    for field, value, positive in timed:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0 or (positive and value == 0):
+            least = "more than zero" if positive else "zero or more"
+            return f"{field} must be a number of seconds, {least}, not {value!r}"
+    return ""
 
 
 def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
@@ -168,7 +211,7 @@ def _updates(timed: Mapping[str, float], asked: StepDemand) -> Floats:
     for device in range(graph.num_devices):
         stages = np.unique(graph.stage[(graph.device == device) & (asked.row >= 0)])
         parts = [timed.get(f"{stage}REDUCE_GRAD", 0.0) for stage in stages]
-        if f"{device}STEP" in timed:
+        if timed.get(f"{device}STEP", 0.0) > 0:
             found[device] = timed[f"{device}STEP"] + sum(parts)
     return found
 
@@ -180,7 +223,7 @@ def _messages(timed: Mapping[str, float]) -> dict[str, float]:
         values = [
             value
             for text, value in timed.items()
-            if text.lstrip("0123456789") in (f"{name}_F", f"{name}_B")
+            if text.lstrip("0123456789") in (f"{name}_F", f"{name}_B") and value > 0
         ]
         if values:
             found[name] = float(np.median(values))

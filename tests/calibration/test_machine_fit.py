@@ -1,6 +1,7 @@
 """Fits of measured workers: parameters of made steps found again, and what goes into a profile."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -195,9 +196,10 @@ def test_an_interval_holds_the_step_and_widens_outside_the_range(profile):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 1: no record of a step"),
-        ('{"id": "x"}', "'x' is no step to fit"),
-        ("[]", "line 1: no record of a step"),
+        ("{\n", "line 1: no record of a step"),
+        ('{"id": "x"}', "'x' is no step to fit: there is no 'mpsim_model'"),
+        ("[]\n", "line 1: no record of a step"),
+        ("{}\n", "line 1: no record of a step: there is no 'id'"),
     ],
 )
 def test_files_that_are_no_steps_are_refused(tmp_path, line, complaint):
@@ -205,6 +207,56 @@ def test_files_that_are_no_steps_are_refused(tmp_path, line, complaint):
     path.write_text(line, encoding="utf-8")
     with pytest.raises(CalibrationError, match=complaint):
         read_cells(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"step_times_s": []}, "step_times_s must be a list of seconds, one at least"),
+        ({"step_times_s": None}, "step_times_s must be a list of seconds"),
+        ({"step_times_s": [1.0, -1.0]}, r"step_times_s.1 must be .* more than zero, not -1.0"),
+        ({"step_times_s": [0.0]}, r"step_times_s.0 must be .* more than zero, not 0.0"),
+        ({"step_times_s": [math.nan]}, r"step_times_s.0 must be .* not nan"),
+        ({"step_times_s": ["1"]}, r"step_times_s.0 must be a number of seconds.* not '1'"),
+        ({"op_seconds": {"0F": -1e-3}}, r"op_seconds.0F must be .* zero or more, not -0.001"),
+        ({"op_seconds": {"1B": math.inf}}, r"op_seconds.1B must be .* not inf"),
+        ({"op_seconds": [1.0]}, "op_seconds must be seconds by kind of op"),
+    ],
+)
+def test_times_that_cannot_be_are_refused_with_line_and_field(tmp_path, change, complaint):
+    path = tmp_path / "steps.jsonl"
+    good = record(64, "1f1b", 2)
+    path.write_text("".join(json.dumps(each) + "\n" for each in (good, good | change)))
+    with pytest.raises(CalibrationError, match=rf"steps\.jsonl: line 2: {complaint}"):
+        read_cells(path)
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    whole = json.dumps(record(64, "1f1b", 2))
+    path.write_text(f"{whole}\n{whole[:500]}")
+    (cell,) = read_cells(path)
+    assert cell.name == "stack 64 1f1b m2"
+    path.write_text(f"{whole[:500]}\n{whole}")
+    with pytest.raises(CalibrationError, match="line 1: no record of a step"):
+        read_cells(path)
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(CalibrationError, match=r"is not text \(UTF-8\)"):
+        read_cells(path)
+
+
+def test_ops_too_short_for_the_clock_are_left_out(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    step = record(64, "1f1b", 2)
+    step["op_seconds"] |= {"0SEND_F": 0.0, "0STEP": 0.0}
+    path.write_text(json.dumps(step))
+    (cell,) = read_cells(path)
+    assert "SEND" not in cell.messages
+    assert not np.isfinite(cell.updates[0])
 
 
 def test_a_folder_without_steps_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import mpsim
-from mpsim.errors import CalibrationError
+from mpsim.errors import CalibrationError, ScenarioError
 from mpsim.hardware.devices import Machine, choose_devices, find_devices, parse_devices, place
 
 LAPTOP = Machine(gpus=(), cores=(0, 1))
@@ -65,15 +65,36 @@ def test_devices_are_read(text, devices):
     [
         ("cuda:2,cpu", TWO, "--devices: cuda:2 is not there; this machine has 2 GPUs"),
         ("cuda:0,cpu", LAPTOP, "cuda:0 is not there; this machine has no GPU that torch can use"),
-        ("cuda:0", TWO, "'cuda:0' is one device, but two workers are needed; write for instance "),
+        (
+            "cuda:0",
+            TWO,
+            "'cuda:0' is one device, but two workers are needed; write cuda:0,cpu, "
+            "or cuda:0,cuda:0 for two processes on it",
+        ),
+        ("cpu", LAPTOP, "'cpu' is one device, but two workers are needed; write cpu,cpu for two p"),
         ("", TWO, "'' is not a device; write cpu or cuda:N, as in cuda:0,cuda:1"),
         ("gpu0,cpu", TWO, "'gpu0' is not a device"),
     ],
 )
 def test_devices_that_cannot_be_meant_are_refused(text, machine, message):
-    with pytest.raises(CalibrationError) as caught:
+    with pytest.raises(ScenarioError) as caught:
         parse_devices(text, machine)
     assert message in str(caught.value)
+    assert caught.value.where == "--devices"
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "message"),
+    [
+        ("cpu,cpu,cpu", 2, "--devices: two, not three: cpu,cpu,cpu"),
+        ("cpu", 4, "--devices: four, not one: cpu"),
+        ("cpu,cpu", 6, "--devices: 6, not two: cpu,cpu"),
+    ],
+)
+def test_as_many_devices_as_are_asked_for(text, count, message):
+    with pytest.raises(ScenarioError) as caught:
+        parse_devices(text, LAPTOP, count=count)
+    assert str(caught.value) == message
 
 
 def test_no_device_is_refused():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import time
 import pytest
 import yaml
 
-from mpsim.errors import CalibrationError
+from mpsim.errors import CalibrationError, ScenarioError
 from mpsim.hardware import cells, links, measure, visits
 from mpsim.hardware.clocks import Offset, offset_to_first
 from mpsim.hardware.devices import Machine, place
 from mpsim.hardware.kernels import gemm, layer, memory_bound
+from mpsim.hardware.memory import available_memory
 from mpsim.hardware.models import layer_stack
-from mpsim.hardware.records import append_json, op_medians, read_json_lines
+from mpsim.hardware.records import append_json, append_rows, op_medians, read_json_lines
 from mpsim.hardware.runtime import OpEvent
 from mpsim.hardware.runtime_costs import runtime_costs
 from mpsim.hardware.timing import relative_mad, summarise
@@ -167,6 +169,79 @@ def test_a_line_cut_off_is_left_out(tmp_path):
         file.write('{"a": 2')
     assert read_json_lines(path) == [{"a": 1}]
     assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("tail", ['{"a": 2', '{"a": 2}', "", " " * 200_000])
+def test_a_record_after_a_line_cut_off_is_not_lost(tmp_path, tail):
+    path = tmp_path / "records.jsonl"
+    append_json(path, {"a": 1})
+    with path.open("a") as file:
+        file.write(tail)
+    append_json(path, {"a": 3})
+    assert read_json_lines(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_the_first_line_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"a"')
+    append_json(path, {"a": 1})
+    assert read_json_lines(path) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("tail", ["fp32,1,2", "fp32,1,2,3,0.5,0,cpu,0.1,3,1", ""])
+def test_a_row_after_one_cut_off_is_not_lost(tmp_path, tail):
+    row = {"dtype": "fp32", "m": 1, "n": 2, "k": 3, "ms": 0.5, "worker": 0}
+    append_rows(tmp_path, "gemm", [row])
+    with (tmp_path / "gemm.csv").open("a", newline="") as file:
+        file.write(tail)
+    append_rows(tmp_path, "gemm", [row | {"m": 7}])
+    with (tmp_path / "gemm.csv").open(newline="") as file:
+        assert [made["m"] for made in csv.DictReader(file)] == ["1", "7"]
+
+
+def test_a_header_cut_off_is_written_again(tmp_path):
+    (tmp_path / "gemm.csv").write_text("dtype,m")
+    append_rows(tmp_path, "gemm", [{"dtype": "fp32", "m": 1}])
+    with (tmp_path / "gemm.csv").open(newline="") as file:
+        assert [made["m"] for made in csv.DictReader(file)] == ["1"]
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way(tmp_path, few_cells, monkeypatch):
+    folder = tmp_path / "machine"
+
+    def fail(self, rank):
+        raise CalibrationError("worker 0 failed joining the group")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure.Workers, "_start", fail)
+        with pytest.raises(CalibrationError, match="joining the group"):
+            measure.measure(folder, devices="cpu,cpu")
+    assert not folder.exists()
+    folder.mkdir()  # what is there of a start that was killed is no measurement
+    (folder / "machine.yaml").write_text("workers: [cpu, cpu]\n")
+    measure._check(folder, LAPTOP, resume=False)
+
+
+def test_three_devices_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ScenarioError, match="--devices: two, not three"):
+        measure.measure(tmp_path / "machine", devices="cpu,cpu,cpu")
+    assert not (tmp_path / "machine").exists()
+
+
+def test_a_worker_that_fails_leaves_a_hint_where_to_go_on(tmp_path, few_cells, monkeypatch):
+    def fail(self, precision):
+        raise CalibrationError("worker 1 was killed")
+
+    monkeypatch.setattr(measure._Session, "run", fail)
+    with pytest.raises(CalibrationError) as caught:
+        measure.measure(tmp_path / "m", devices="cpu,cpu")
+    kept = f"what was measured is in {tmp_path / 'm'}/: go on with --resume"
+    assert str(caught.value) == f"worker 1 was killed\n{kept}"
+
+
+def test_memory_that_is_there_is_less_than_all_there_is():
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < available_memory("cpu") <= whole
 
 
 SMALL = {

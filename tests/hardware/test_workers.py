@@ -108,28 +108,34 @@ def broken(task, *arguments, timeout=60.0, placement):
 
 def test_a_worker_that_dies_is_named_with_its_last_words(tasks, two):
     message = broken(tasks.die, 1, 7, placement=two)
-    assert message.startswith("worker 1 ended with code 7 while die\n  its last words:\n")
+    assert message.startswith(
+        "worker 1 ended with code 7 while running its part\n  its last words:\n"
+    )
     assert message.endswith("farewell")
 
 
 def test_a_worker_that_is_killed_is_named_with_the_signal(tasks, two):
-    assert broken(tasks.killed, placement=two).startswith("worker 0 was killed by signal 9")
+    message = broken(tasks.killed, placement=two)
+    assert message == (
+        "worker 0 was killed by signal 9 while running its part: perhaps the machine ran out of "
+        "memory"
+    )
 
 
 def test_a_worker_that_hangs_is_ended(tasks, two):
     message = broken(tasks.hang, timeout=1.0, placement=two)
-    assert message == "worker 1 did not end hang within 1 s; ended"
+    assert message == "worker 1 did not end running its part within 1 s; ended"
 
 
 def test_a_task_that_raises_is_told(tasks, two):
     message = broken(tasks.fail, "no such thing", placement=two)
-    assert message.startswith("worker 1 (cpu) failed fail: ValueError: no such thing")
+    assert message.startswith("worker 1 (cpu) failed running its part: ValueError: no such thing")
 
 
 def test_out_of_memory_is_told_as_such(tasks, two):
     message = broken(tasks.exhaust, placement=two)
     assert message.startswith(
-        "worker 0 (cpu) failed exhaust: out of memory: CUDA out of memory. Tried to allocate 2.00"
+        "worker 0 (cpu) failed running its part: out of memory: CUDA out of memory. Tried to "
     )
 
 
