@@ -140,10 +140,23 @@ def deal(layers: int, stages: int) -> tuple[int, ...]:
 
 
 def loss_of(model: Model) -> Loss:
-    """The loss that ends the model; the mean squared error where it names none."""
+    """The loss that ends the model; the mean squared error where it names none.
+
+    Binary cross-entropy is of probabilities where a sigmoid or a softmax makes them, and else of
+    logits, with the sigmoid in it.
+    """
     if isinstance(model, Transformer):
         return _token_loss
-    return _LOSSES[_loss_name(model) or "mse"]
+    name = _loss_name(model) or "mse"
+    if name == "binary_cross_entropy" and not _ends_in_probabilities(model):
+        return nn.functional.binary_cross_entropy_with_logits
+    return _LOSSES[name]
+
+
+def _ends_in_probabilities(model: Network) -> bool:
+    """Whether what enters the loss lies between 0 and 1; a flatten changes nothing."""
+    kinds = [layer.type for layer in model.network[:-1] if layer.type != "flatten"]
+    return bool(kinds) and kinds[-1] in ("sigmoid", "softmax")
 
 
 def make_batch(

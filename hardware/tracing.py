@@ -12,7 +12,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -33,7 +33,8 @@ def trace(spec: TorchModule, *, folder: Path | None = None) -> Network:
     Counts are those of one sample. FLOPs are those of matrix products, convolutions and attention,
     as torch's FLOP counter has them; elementwise work shows in the elements moved. A parameter, and
     a tensor kept for the backward pass, counts in the layer that first uses or keeps it; a
-    parameter that the forward pass never uses counts in the last.
+    parameter that the forward pass never uses counts in the last. What the module prints goes to
+    the error stream.
 
     Args:
         spec: Where the module is built, and the shape of its input.
@@ -42,10 +43,11 @@ def trace(spec: TorchModule, *, folder: Path | None = None) -> Network:
     Raises:
         ScenarioError: If the module cannot be imported, built or run on the meta device.
     """
-    module = _build(spec.torch, folder or Path.cwd())
     kind = torch.long if spec.integer_input else torch.float32
     inputs = torch.empty(BATCH, *spec.input, dtype=kind, device="meta")
-    return trace_module(module, inputs, name=spec.name, source=f"traced from {spec.torch}")
+    with redirect_stdout(sys.stderr):  # the output is the command's own, JSON perhaps
+        module = _build(spec.torch, folder or Path.cwd())
+        return trace_module(module, inputs, name=spec.name, source=f"traced from {spec.torch}")
 
 
 def trace_module(module: nn.Module, inputs: Tensor, *, name: str, source: str) -> Network:
@@ -64,7 +66,7 @@ def trace_module(module: nn.Module, inputs: Tensor, *, name: str, source: str) -
         ):
             watch.enter(inputs)
             output = module(inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = str(error).strip().partition("\n")[0]
         raise ScenarioError(
             "model.torch",
@@ -96,7 +98,7 @@ def _build(place: str, folder: Path) -> nn.Module:
         build = getattr(importlib.import_module(name), function)
         with torch.device("meta"):
             module = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ScenarioError(
             "model.torch", f"'{place}' cannot be built: {type(error).__name__}: {error}"
         ) from error

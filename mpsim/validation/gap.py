@@ -163,6 +163,7 @@ def worker_times(spans: Sequence[Span]) -> dict[int, dict[str, float]]:
     """Seconds of each worker by what it does, and waits for; they sum to its last moment.
 
     Waiting for a message is told from its transfer by the moment at which its sender began to send.
+    What lies before the begin of the step, where clocks are not quite one, is not counted.
     """
     found: dict[int, dict[str, float]] = {}
     for device in sorted({span.device for span in spans}):
@@ -170,15 +171,16 @@ def worker_times(spans: Sequence[Span]) -> dict[int, dict[str, float]]:
         moment = 0.0
         for span in sorted((s for s in spans if s.device == device), key=lambda s: s.begin):
             cause = "skew" if moment == 0.0 else "launch"
-            times[cause] += max(span.begin - moment, 0.0)
+            begin, ready, end = (max(at, 0.0) for at in (span.begin, span.ready, span.end))
+            times[cause] += max(begin - moment, 0.0)
             known = span.sender >= 0 and not math.isnan(span.sent)
-            sent = min(max(span.sent, span.begin), span.ready) if known else span.ready
-            times["waiting"] += sent - span.begin
-            times["transfer"] += span.ready - sent
-            host = min(span.host, span.own) if is_compute(span.op) else span.own
+            sent = min(max(span.sent, begin), ready) if known else ready
+            times["waiting"] += sent - begin
+            times["transfer"] += ready - sent
+            host = min(span.host, end - ready) if is_compute(span.op) else end - ready
             times["launch"] += host
-            times["compute"] += span.own - host
-            moment = max(moment, span.end)
+            times["compute"] += end - ready - host
+            moment = max(moment, end)
         times["unexplained"] = moment - sum(times.values())
         found[device] = times
     return found

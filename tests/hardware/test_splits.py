@@ -92,6 +92,25 @@ def test_layers_of_every_declared_type_run():
     assert build(network)(inputs).shape == target.shape == (3, 24)
 
 
+@pytest.mark.parametrize(
+    ("ending", "probabilities"),
+    [((), False), (("sigmoid",), True), (("sigmoid", "flatten"), True), (("relu",), False)],
+)
+def test_binary_cross_entropy_of_what_is_no_probability_has_the_sigmoid_in_it(
+    ending, probabilities
+):
+    layers = [{"type": "linear", "inputs": 4, "outputs": 1}, *({"type": name} for name in ending)]
+    model = Network.model_validate(
+        {"name": "n", "input": [4], "network": [*layers, {"type": "binary_cross_entropy"}]}
+    )
+    value, target = torch.tensor([[0.3], [0.8]]), torch.tensor([[0.0], [1.0]])
+    p = value if probabilities else 1 / (1 + torch.exp(-value))
+    by_hand = -(torch.log(1 - p[0, 0]) + torch.log(p[1, 0])) / 2
+    torch.testing.assert_close(models.loss_of(model)(value, target), by_hand)
+    batch, targets = models.make_batch(model, 64)
+    assert torch.isfinite(models.loss_of(model)(models.build(model)(batch), targets))
+
+
 def test_weights_depend_on_the_seed_alone():
     first, again, other = build(TWO_DEVICE_MLP, 1), build(TWO_DEVICE_MLP, 1), build(TWO_DEVICE_MLP)
     torch.manual_seed(5)

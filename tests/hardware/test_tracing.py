@@ -225,6 +225,23 @@ def pair():
 def number():
     return 3
 
+def loud():
+    print("building")
+    class Loud(nn.Linear):
+        def forward(self, x):
+            print("running")
+            return super().forward(x)
+    return Loud(8, 2)
+
+def leaving():
+    raise SystemExit(3)
+
+def leaving_later():
+    class Leaving(nn.Linear):
+        def forward(self, x):
+            raise SystemExit("enough")
+    return Leaving(8, 2)
+
 def branching():
     class Branch(nn.Module):
         def __init__(self):
@@ -271,6 +288,25 @@ def test_modules_that_cannot_be_traced_are_refused(folder, place, message):
         trace(TorchModule(torch=place, input=[8]), folder=folder)
     assert caught.value.where == "model.torch"
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("leaving", "'traced_models_for_tests:leaving' cannot be built: SystemExit: 3"),
+        ("leaving_later", "the module does not run on the meta device: SystemExit: enough"),
+    ],
+)
+def test_a_module_that_ends_the_program_is_refused(folder, function, message):
+    with pytest.raises(ScenarioError, match=message):
+        trace(declared(function, 8), folder=folder)
+
+
+def test_what_a_module_prints_stays_out_of_the_output(folder, capsys):
+    trace(declared("loud", 8), folder=folder)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "building\nrunning\n"
 
 
 def test_an_input_of_the_wrong_shape_is_refused(folder):

@@ -181,6 +181,17 @@ def test_worker_times_sum_to_its_last_moment():
         assert sum(times.values()) == pytest.approx(last, abs=1e-12)
 
 
+def test_a_worker_that_begins_before_the_step_is_counted_from_its_begin():
+    spans = [
+        Span(0, "0RECV_F0", -2.5e-3, -1e-3, -0.5e-3),
+        Span(0, "0F0", -0.5e-3, 1e-3, 2e-3, host=0.5e-3, sender=1, sent=-0.25e-3),
+    ]
+    (times,) = worker_times(spans).values()
+    expected = {"transfer": 1e-3, "launch": 0.5e-3, "compute": 0.5e-3}
+    for cause in CAUSES:
+        assert times[cause] == pytest.approx(expected.get(cause, 0.0), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("text", "compute"),
     [("0F3", True), ("11W0", True), ("STEP", True), ("0SEND_F1", False), ("1REDUCE_GRAD", False)],
