@@ -40,7 +40,8 @@ def fit_profile(
     """The profile of a device from tables of it.
 
     What no table speaks of stays that of ``base``; a fit anew of a profile also keeps its kernels
-    bound by memory, unless there is a table of them. A fifth of the rows of each table, drawn at
+    bound by memory, unless there is a table of them. Collectives without a link are left out, and
+    the profile does not list them. A fifth of the rows of each table, drawn at
     random, is held out of every fit; the residuals are of those rows alone.
 
     Args:
@@ -59,6 +60,9 @@ def fit_profile(
         CalibrationError: If a table has a precision that the data sheet has no peak rate for, or
             nothing in the tables can be fitted.
     """
+    known = ", ".join(sorted(tables)) or "none"
+    if link is None:
+        tables = {key: table for key, table in tables.items() if key != "collectives"}
     split = {key: _split(table, seed) for key, table in tables.items()}
     fitted = {key: part for key, (part, _) in split.items()}
     parts: dict[str, Any] = {}
@@ -73,10 +77,9 @@ def fit_profile(
         parts |= _memory(fitted, sheet, source)
     if "launch" in fitted:
         parts["launch"] = _launch(fitted["launch"], base.launch, source)
-    if "collectives" in fitted and link is not None:
+    if link is not None and "collectives" in fitted:
         parts["link"] = fit_link(fitted["collectives"], link)
     if not parts:
-        known = ", ".join(sorted(tables)) or "none"
         raise CalibrationError(f"nothing can be fitted from these tables: {known}")
     plain = {
         "name": name,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 STEPS_SHARE = 0.75
 """Share of the budget that whole steps get: they tell the most of what is predicted."""
 
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
 REST = frozenset({"launch", "runtime", "collectives", "memory_bound", "overlap", "host_copy"})
 """Other tables, kept beside the steps for whoever fits more."""
 
@@ -52,11 +55,13 @@ def measure_machine(
         rest: Whether to measure more than whole steps.
 
     Raises:
-        CalibrationError: If the devices are not there or a worker fails.
+        ScenarioError: If the devices are not there, or are not two.
+        CalibrationError: If a worker fails.
+        Exit: With code 130, after Ctrl-C.
     """
     from mpsim.hardware import measure
 
-    placement = measure.choose_placement(devices)
+    placement = measure.choose_placement(devices, count=2)
     seconds = measure.estimate_seconds(budget) + measure.START
     click.echo(f"measuring {placement.describes}, about {format_seconds(seconds, 2)}")
     if placement.warning:
@@ -78,8 +83,12 @@ def measure_machine(
                     progress=_teller(bar, task),
                 )
             except KeyboardInterrupt:
+                if not rest:  # a drift check, whose folder is gone with it
+                    raise
+                bar.stop()
                 kept = f"stopped; what was measured is in {folder}/: go on with --resume"
-                raise CalibrationError(kept) from None
+                click.echo(f"error: {kept}", err=True)
+                raise click.exceptions.Exit(_INTERRUPTED) from None
     click.echo(
         f"measured {done.cells} of {done.planned} cells of the last kind, noise "
         f"{done.noise:.1%}, in {format_seconds(time.monotonic() - begin, 3)}; raw: {folder}/"
@@ -99,6 +108,18 @@ def _teller(bar: Progress, task: TaskID) -> Callable[[Measured], None]:
         bar.update(task, total=progress.total, completed=progress.done, cell=progress.message)
 
     return tell
+
+
+def check_place(path: Path, option: str) -> None:
+    """See that a file can be written, before hours go into what it is to hold.
+
+    Raises:
+        ScenarioError: If its folder is not there, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise ScenarioError(option, f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ScenarioError(option, f"{path}: there is no folder {path.parent}")
 
 
 def parse_seconds(text: str, where: str = "--budget") -> float:
@@ -126,10 +147,16 @@ def show_machine(profile: Profile, path: Path, seconds: float) -> None:
         table.add_column(column, justify="left" if column == "parameter" else "right")
     deviations = np.sqrt(np.maximum(np.diag(workers.matrix), 0.0))
     for name, deviation in zip(workers.names, deviations, strict=True):
-        value = getattr(workers.fit, name)
-        shown = f"{deviation:.0%}" if deviation < 1 else "not determined"
-        table.add_row(name.replace("_", " "), shown_value(name, value), shown)
+        value = shown_value(name, getattr(workers.fit, name))
+        cells = (value, f"{deviation:.0%}") if deviation < 1 else (f"({value})", "not determined")
+        table.add_row(name.replace("_", " "), *cells)
     console.print(table)
+    loose = int((deviations >= 1).sum())
+    if loose:
+        console.print(
+            f"too short to determine {loose} of {len(deviations)} parameters: measure longer "
+            "(--budget, --resume); those in parentheses hardly show in the measured steps"
+        )
     errors = workers.errors
     if errors is not None:
         console.print(
@@ -144,10 +171,10 @@ def shown_value(name: str, value: float) -> str:
     """A parameter with its unit."""
     if name in ("rate", "attention"):
         return format_si(value, "FLOP/s")
-    if name in ("operands", "stream", "copying", "bandwidth"):
+    if name in ("operands", "stream", "copying", "bandwidth", "fresh"):
         return format_si(value, "B/s")
     if name == "functions":
-        return format_si(value, "1/s")
+        return f"{format_si(value, '')} elements/s"
     return f"{value:.3g}" if name.startswith("half_") else format_seconds(value)
 
 

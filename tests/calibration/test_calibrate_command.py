@@ -1,12 +1,17 @@
 """``mpsim calibrate``: the file it writes, what it prints, and what it refuses."""
 
 import datetime
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from mpsim.calibration.machine_fit import START
 from mpsim.cli import main
+from mpsim.cli.measuring import show_machine, shown_value
 from mpsim.spec.profile import dump_profile, load_profile, shipped_profiles
+from mpsim.spec.workers import WorkerFit, Workers
 
 GEMM = "dtype,m,n,k,ms\n" + "".join(
     f"fp32,{m},{n},{k},{2 * m * n * k / 1e12 * 1e3 + 0.01}\n"
@@ -71,6 +76,79 @@ def test_a_folder_that_is_not_there(tmp_path):
     done = run("--from", tmp_path / "nowhere", "--device", "mine")
     assert done.exit_code == 4
     assert "no such folder" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "x", "--device", "nope x/../y"), "--device: 'nope x/../y' is no name"),
+        (("--device", " "), "--device: ' ' is no name"),
+        (("--out", "nowhere/m.yaml"), "--out: nowhere/m.yaml: there is no folder nowhere"),
+        (("--devices", "cpu,cpu,cpu"), "--devices: two, not three: cpu,cpu,cpu"),
+        (("--devices", "cpu"), "--devices: 'cpu' is one device, but two workers are needed"),
+        (("--devices", "tpu,cpu"), "--devices: 'tpu' is not a device"),
+        (("--devices", ""), "--devices: '' is not a device"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_made(
+    arguments, message, tmp_path, monkeypatch
+):
+    pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_with_130_and_says_where_the_measurements_are(tmp_path, monkeypatch):
+    measure = pytest.importorskip("mpsim.hardware.measure", reason="torch is not installed")
+
+    def interrupt(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", interrupt)
+    monkeypatch.chdir(tmp_path)
+    done = run("--devices", "cpu,cpu")
+    assert done.exit_code == 130
+    assert "stopped; what was measured is in machine.measured/: go on with --resume" in done.output
+
+
+def test_collectives_without_a_link_are_told_and_not_listed(folder, tmp_path):
+    (folder / "collectives.csv").write_text("op,gpus,bytes,ms\nall_reduce,2,1024,0.1\n")
+    done = run("--from", folder, "--device", "mine", "--out", tmp_path / "mine.yaml")
+    assert done.exit_code == 0, done.output
+    assert "collectives were not fitted: name their link with --link" in done.output
+    assert "of collectives" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("fresh", 6.46e9, "6.46 GB/s"),
+        ("functions", 157e6, "157 M elements/s"),
+        ("rate", 80e9, "80 GFLOP/s"),
+        ("half_rows", 4.0, "4"),
+        ("wake", 2e-5, "20 us"),
+    ],
+)
+def test_parameters_are_shown_with_their_units(name, value, shown):
+    assert shown_value(name, value) == shown
+
+
+def test_parameters_that_are_not_determined_are_marked_and_counted(capsys):
+    workers = Workers.model_construct(
+        fit=WorkerFit.of(START),
+        names=["fresh", "functions", "wake"],
+        covariance=np.diag([0.01, 4.0, 4.0]).tolist(),
+        errors=None,
+    )
+    profile = load_profile("h100_sxm").model_copy(update={"workers": workers})
+    show_machine(profile, Path("machine.yaml"), 1.0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "4 GB/s │ 10%" in told
+    assert "(500 M elements/s) │ not determined" in told
+    assert "too short to determine 2 of 3 parameters: measure longer" in told
 
 
 @pytest.mark.parametrize("name", shipped_profiles())

@@ -206,6 +206,17 @@ def test_tables_that_nothing_is_fitted_from_are_refused(tmp_path):
         fitted({"layers": layers})
 
 
+def test_collectives_without_a_link_are_not_listed_as_fitted(gemms, tmp_path):
+    made = timed(gemms, BASE)
+    messages = table(tmp_path, "collectives", op=["all_reduce"], gpus=[2.0], bytes=[8.0], ms=[1.0])
+    tables = {"gemm": made, "collectives": messages}
+    for link, names in ((LINK, {"gemm", "collectives"}), (None, {"gemm"})):
+        profile = fitted(tables, link=link)
+        assert profile.tables.keys() == profile.fit_range.keys() == names
+    with pytest.raises(CalibrationError, match="from these tables: collectives"):
+        fitted({"collectives": messages}, link=None, name=BASE.name)
+
+
 def test_an_unknown_device_gets_a_sheet_from_its_tables(gemms):
     made = timed(gemms, BASE)
     goal = target("my laptop", {"gemm": made}, {})
