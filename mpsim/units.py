@@ -93,13 +93,17 @@ def _scaled(value: float, steps: tuple[tuple[float, str], ...], digits: int) -> 
     return f"{value / scale:.{digits}g} {name}"
 
 
+_SHORTEST = 1e-12
+"""Seconds below which a duration is the rounding of a difference, and prints as none."""
+
+
 def format_seconds(value: float, digits: int = 3) -> str:
     """A duration as people read it: ``1.27 s``, ``3.5 ms``, ``2.1 days``.
 
-    >>> format_seconds(0.00351), format_seconds(3 * 86400.0), format_seconds(0.0)
+    >>> format_seconds(0.00351), format_seconds(3 * 86400.0), format_seconds(-5.33e-15)
     ('3.51 ms', '3 days', '0 s')
     """
-    if value == 0:
+    if abs(value) < _SHORTEST:
         return "0 s"
     steps = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
     small = ((1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))

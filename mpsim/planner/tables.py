@@ -248,7 +248,7 @@ def _differences(found: Sequence[Difference], names: tuple[str, str], title: str
         table.add_column(name, justify="right", overflow="fold")
     for one in found:
         table.add_row(
-            one.name.removesuffix("_s").removesuffix("_bytes").replace("_", " "),
+            _label(one.name),
             _shown(one.name, one.first),
             _shown(one.name, one.second),
             _shown(one.name, one.change, sign=True),
@@ -257,15 +257,31 @@ def _differences(found: Sequence[Difference], names: tuple[str, str], title: str
     return table
 
 
+_COUNTS = ("devices", "usd_per_step")
+"""Numbers that are printed without a prefix."""
+
+
+def _label(name: str) -> str:
+    """What people call a number, from its key."""
+    if name == "reserved_memory_bytes":
+        return "memory as the driver shows it"
+    if name.endswith("_per_s"):
+        return name.removesuffix("_per_s") + " per second"
+    return name.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
+
+
 def _shown(name: str, value: float | None, *, sign: bool = False) -> str:
     """A number in its unit."""
     if value is None:
         return "–"
-    plus = "+" if sign and value > 0 else ""
+    zero = name not in _COUNTS and not name.endswith("_per_s") and abs(value) < 1e-12
+    plus = "+" if sign and value > 0 and not zero else ""
     if name.endswith("_bytes"):
         return plus + format_bytes(value)
-    if name.endswith("_per_s") or name in ("devices", "usd_per_step"):
-        return plus + f"{value:.4g}"
+    if name.endswith("_per_s"):
+        return plus + format_si(value, "", 4)
+    if name in _COUNTS:
+        return plus + (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     if name.endswith(("_fraction", "_utilisation")):
         return plus + f"{value:.2%}"
     return plus + format_seconds(value)

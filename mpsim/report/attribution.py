@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpsim.cost.compute import kernel_seconds, nearest_precision, peak_rate
+from mpsim.cost.compute import (
+    gemm_fit,
+    kernel_seconds,
+    nearest_precision,
+    peak_rate,
+    runs_scalar,
+    scalar_fit,
+)
 from mpsim.cost.offload import HOST_MEMORY_BANDWIDTH, host_seconds
 from mpsim.cost.overlap import EXCHANGE_SLOWDOWN, KERNEL_SLOWDOWN
 from mpsim.cost.passes import Machine
@@ -111,7 +118,11 @@ def _of_group(group: _Group, seconds: float, flops: float, machine: Machine) -> 
     if group.kind == "memory":
         return memory_figures(machine)
     precision = group.precision
-    fit = (_products if group.kind == "gemm" else _attention)(machine, precision)
+    scalar = group.kind == "gemm" and _runs_scalar(machine, precision)
+    if scalar:
+        precision, fit = "fp32", _scalar_products(machine, precision)
+    else:
+        fit = (_products if group.kind == "gemm" else _attention)(machine, precision)
     share = sustained_share(machine, precision)
     factors = [(_clock(machine, share), 1 / share)]
     seconds *= share
@@ -121,15 +132,16 @@ def _of_group(group: _Group, seconds: float, flops: float, machine: Machine) -> 
         seconds *= rate
     what = f"time of {group.kind.split()[0]} kernels in {machine.training.framework}"
     factors.append((Figure(what, f"x{group.factor:g}", "fitted", _SOFTWARE), group.factor))
-    if fit.kind != "guess":
+    if fit.kind != "guess" and not scalar:
         return _layered(fit, *factors)
     # without a fit of its own, the peak rate counts, and the other's share of it
     ideal = flops / peak_rate(machine.cluster.device, precision)
     beyond = seconds / ideal if ideal else 1.0
     device = machine.cluster.device
-    if device.ceiling:  # a measured share of the peak, and what the other's fit adds to it
-        share = device.ceiling[nearest_precision(precision, device.ceiling)]
-        what = f"share of the {precision} rate that the best product reaches"
+    if device.ceiling and not scalar:  # a measured share of the peak; the other's fit adds to it
+        named = nearest_precision(precision, device.ceiling)
+        share = device.ceiling[named]
+        what = f"share of the {named} rate that the best product reaches"
         reached = device_figure(device, "ceiling", what, f"{share:.1%}")
         factors, beyond = [(reached, 1 / share), *factors], beyond * share
     return _layered(_peak(machine, precision), (fit, max(1.0, beyond)), *factors)
@@ -145,6 +157,27 @@ def _products(machine: Machine, precision: str) -> Figure:
     best = max(profile.gemm[used].tiles.values())
     value = f"main loop at {best:.0%} of {format_si(peak_rate(device, precision), 'FLOP/s')}"
     return Figure(f"efficiency of {precision} products", value, kind, source, date)
+
+
+_SCALAR = (
+    "SCALAR_SHARE of mpsim/cost/compute.py, fitted on forward and backward passes of BERT and "
+    "GPT-2 on V100 and H100 (NeuSight's measurements, arXiv:2407.13853)"
+)
+
+
+def _runs_scalar(machine: Machine, precision: str) -> bool:
+    """Whether products are timed as ones outside the matrix units (``cost/compute.py``)."""
+    own = "fp32" in machine.profile.gemm
+    return not own and runs_scalar(precision, machine.cluster.device)
+
+
+def _scalar_products(machine: Machine, precision: str) -> Figure:
+    """The fit of products outside the matrix units; the rates of 16 bits say nothing of them."""
+    device, profile = machine.cluster.device, machine.profile
+    share = max(scalar_fit(gemm_fit(profile, precision), profile, device).tiles.values())
+    rate = format_si(peak_rate(device, "fp32"), "FLOP/s")
+    value = f"outside the matrix units: main loop at {share:.0%} of {rate}"
+    return Figure(f"efficiency of {precision} products", value, "fitted", _SCALAR, "2024")
 
 
 def _attention(machine: Machine, precision: str) -> Figure:

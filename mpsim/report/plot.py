@@ -151,7 +151,11 @@ def _draw_lane(axes: Any, report: Report, lane: Lane, *, row: float, scale: floa
 
 
 def _memory(report: Report) -> Figure:
-    """The figure of memory: totals above, the fullest device's components below."""
+    """The figure of memory: totals above, the fullest device's components below.
+
+    Lines are what the allocator hands out. What it may hand out is the capacity less fragmentation,
+    context and communicators: a step fits where its fullest device stays below that.
+    """
     figure = Figure(figsize=(_WIDTH, 6.5), layout="constrained")
     totals, parts = figure.subplots(2, sharex=True, height_ratios=(2, 3))
     scale, unit = _time_scale(report.makespan)
@@ -159,19 +163,24 @@ def _memory(report: Report) -> Figure:
     size, size_unit = _size_scale(peak)
     _draw_totals(totals, report, scale=scale, size=size)
     _draw_components(parts, report, report.fullest, scale=scale, size=size)
-    capacity = report.scenario.cluster.device.memory
-    near = capacity < 3 * peak  # else the lines would lie flat on the ground
+    capacity, fullest = report.scenario.cluster.device.memory, report.fullest
+    room = capacity - (fullest.reserved - fullest.memory.peak)
+    lines = {"--": room, ":": capacity}  # those near enough: else all would lie flat on the ground
+    lines = {style: level for style, level in lines.items() if level < 3 * peak}
     for axes in (totals, parts):
-        if near:
-            axes.axhline(capacity * size, color="black", linestyle="--", linewidth=1)
-        axes.set_ylim(0, 1.08 * (max(capacity, peak) if near else peak) * size)
-        axes.set_ylabel(f"memory ({size_unit})")
+        for style, level in lines.items():
+            axes.axhline(level * size, color="black", linestyle=style, linewidth=1)
+        axes.set_ylim(0, 1.08 * max(peak, *lines.values(), 0.0) * size)
+        axes.set_ylabel(f"allocated ({size_unit})")
         axes.spines[["top", "right"]].set_visible(False)
     parts.set_xlim(0, report.makespan * scale)
     parts.set_xlabel(f"time in the step ({unit})")
-    dashed = " (dashed)" if near else ", far above"
+    dotted = " (dotted)" if ":" in lines else ""
+    dashed = f", for tensors {format_bytes(max(room, 0.0))} (dashed)" if lines else ", far above"
     totals.set_title(
-        f"{_title(report)}; capacity {format_bytes(capacity)}{dashed}", fontsize=10, loc="left"
+        f"{_title(report)}; capacity {format_bytes(capacity)}{dotted}{dashed}",
+        fontsize=10,
+        loc="left",
     )
     return figure
 

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mpsim.report.metrics import DeviceUse, Report
+from mpsim.report.metrics import Amdahl, DeviceUse, Report
 from mpsim.spec.model import Transformer
 from mpsim.units import format_bytes, format_count, format_seconds, format_si
 from mpsim.workload.parameters import parameter_count
@@ -104,12 +104,12 @@ def _comparison(report: Report) -> dict[str, str]:
         "step time": format_seconds(step, 4),
         "throughput": f"{format_si(report.samples_per_second, 'samples/s')}",
         "peak memory": format_bytes(report.peak_memory),
-        "reserved memory": format_bytes(report.fullest.reserved),
+        "memory as the driver shows it": format_bytes(report.fullest.reserved),
         "devices": str(report.scenario.cluster.devices),
         "idle": f"{report.idle_fraction:.1%}",
         "bubble": f"{report.bubble_fraction:.1%}",
         "speed-up over one device": f"{report.amdahl.speed_up:.3g}",
-        "Amdahl's α": f"{report.amdahl.fraction:.4f}",
+        "Amdahl's α": _fraction_alone(report.amdahl),
         "busy at once, at most": str(report.busy_at_once),
         "MFU (6N)": f"{use.six_n:.1%}" if use else "–",
         **{
@@ -199,10 +199,23 @@ def _model_line(report: Report) -> str:
     training = report.scenario.training
     model, size = report.scenario.model, ""
     if isinstance(model, Transformer):
-        size = f" ({parameter_count(model) / 1e9:.4g} billion parameters)"
+        count = parameter_count(model, sequence=training.sequence)
+        size = f" ({_millions(count)} parameters)"
     text = f"{model.name}{size}, {training.precision}, {training.optimizer}"
     batch = f"batch {training.global_batch}"
     return f"{text}, {batch}" + (f" x {training.sequence}" if training.sequence > 1 else "")
+
+
+def _millions(count: float) -> str:
+    """A count in millions, billions or trillions.
+
+    >>> _millions(83_150_000), _millions(174.6e9), _millions(999_990_000), _millions(1e12)
+    ('83.15 million', '174.6 billion', '1 billion', '1 trillion')
+    """
+    for scale, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if float(f"{count:.4g}") >= scale:
+            return f"{count / scale:.4g} {name}"
+    return f"{count:,.0f}"
 
 
 def _waterfall(report: Report, whole: int) -> RenderableType:
@@ -296,14 +309,12 @@ def _add_beyond_allocated(table: Table, device: DeviceUse, capacity: float) -> N
 def _bounds(report: Report) -> RenderableType:
     """Amdahl, bubble, communication."""
     grid, amdahl, traffic = _grid(), report.amdahl, report.traffic
-    limit = "∞" if amdahl.limit == float("inf") else f"{amdahl.limit:.3g}"
     grid.add_row(
         "Amdahl",
         f"{amdahl.speed_up:.4g} times one (imaginary) device that takes "
-        f"{format_seconds(amdahl.one_device)}; α = {amdahl.fraction:.4f} over {amdahl.devices}; "
-        f"limit {limit}",
+        f"{format_seconds(amdahl.one_device)}; {_fraction(amdahl)}",
     )
-    if amdahl.devices > 1:
+    if amdahl.devices > 1 and _has_fraction(amdahl):
         causes = ", ".join(
             f"{cause} {share:.4f}" for cause, share in amdahl.causes.items() if abs(share) >= 5e-5
         )
@@ -324,6 +335,24 @@ def _bounds(report: Report) -> RenderableType:
     for axis, nbytes in traffic.exchanges.items():
         grid.add_row(f"{axis}", f"{format_bytes(nbytes)} sent by each device")
     return Group(Text("Bounds", style="italic"), grid)
+
+
+def _has_fraction(amdahl: Amdahl) -> bool:
+    """Whether α says anything: n devices slower than 1/n of one share no work by Amdahl's law."""
+    return amdahl.speed_up * amdahl.devices >= 1
+
+
+def _fraction_alone(amdahl: Amdahl) -> str:
+    """α by itself."""
+    return f"{amdahl.fraction:.4f}" if _has_fraction(amdahl) else "undefined"
+
+
+def _fraction(amdahl: Amdahl) -> str:
+    """α with the limit that follows from it."""
+    if not _has_fraction(amdahl):
+        return f"α is undefined: {amdahl.devices} devices are slower than 1/{amdahl.devices} of one"
+    limit = "∞" if amdahl.limit == float("inf") else f"{amdahl.limit:.3g}"
+    return f"α = {amdahl.fraction:.4f} over {amdahl.devices}; limit {limit}"
 
 
 def _closed_form(report: Report) -> str:
@@ -355,4 +384,6 @@ def _ends(indices: Iterable[int], most: int) -> list[int | None]:
 
 def _usd(value: float | None) -> str:
     """Dollars to three digits."""
-    return "–" if value is None else f"{value:,.3g} USD"
+    if value is None:
+        return "–"
+    return f"{value:,.0f} USD" if value >= 1000 else f"{value:.3g} USD"

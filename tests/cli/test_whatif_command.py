@@ -1,6 +1,7 @@
 """``mpsim whatif`` and ``mpsim compare`` as their user sees them."""
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -142,3 +143,10 @@ def test_a_picture_without_a_folder_is_refused_before_the_work(tmp_path):
     done = run(*GRID, "--plot", str(tmp_path / "none" / "rows.svg"))
     assert done.exit_code == 2
     assert "there is no folder" in done.stderr
+
+
+def test_a_comparison_reads_without_exponents_and_names_its_units():
+    done = run("compare", "gpt3_fp32.yaml", "gpt3_bf16.yaml")
+    for words in ("tokens per second", "samples per second", "memory as the driver shows it"):
+        assert words in done.output
+    assert not re.search(r"\de[+-]\d", done.output)

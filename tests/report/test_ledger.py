@@ -81,9 +81,14 @@ def test_a_device_without_a_profile_rests_on_its_data_sheet_and_a_guess():
     assert products.source.startswith("taken over from the profile")
 
 
-def test_a_format_that_was_not_measured_is_a_guess():
+def test_products_outside_the_matrix_units_rest_on_a_fit_of_their_own():
     found = figures(of({"training.precision": "fp32"}))
-    assert found["efficiency of fp32 products"][0].kind == "guess"
+    reached = found["efficiency of fp32 products"][0]
+    # the A100's fp32 lanes, 64 a multiprocessor: a fit of its own, not the ceiling of 16 bits
+    assert reached.kind == "fitted"
+    assert "93% of 19.5 TFLOP/s" in reached.value
+    assert "NeuSight" in reached.source
+    assert not [name for name in found if name.startswith("share of the")]
     assert found["fp32 rate of a100-sxm-80gb"][0].kind == "data sheet"
 
 

@@ -114,6 +114,17 @@ def test_the_capacity_is_drawn_where_the_lines_are_near_it(small, memory, dashed
     assert figure.axes[0].get_ylim()[1] > peak / 2**20
 
 
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_the_dashed_line_is_where_the_verdict_turns(small, share):
+    """A peak is above the line exactly where the step does not fit."""
+    needed = simulate(small({"cluster.device.memory": "80 GiB"})).fullest.reserved
+    report = simulate(small({"cluster.device.memory": f"{needed * share} B"}))
+    totals = plot._memory(report).axes[0]
+    level = {line.get_linestyle(): line.get_ydata()[0] * 2**20 for line in totals.get_lines()}
+    assert totals.get_ylabel() == "allocated (MiB)"
+    assert (report.fullest.memory.peak <= level["--"]) is report.fits is (share > 1)
+
+
 def test_of_many_lines_the_ends_and_the_fullest_are_named(many):
     legend = plot._memory(many).axes[0].get_legend()
     names = [text.get_text().split(":")[0] for text in legend.get_texts()]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.console import Console
 from mpsim.report import text
 from mpsim.report.metrics import Report
 from mpsim.simulation import simulate
-from mpsim.spec.reader import load, load_variants
+from mpsim.spec.reader import build, load, load_variants
 
 FILES = ("gpt3_fp32.yaml", "two_device_mlp.yaml", "cnn_data_parallel.yaml", "hybrid.yaml")
 
@@ -73,6 +74,41 @@ def test_the_facts_are_on_the_page(reports, width):
         "by C = 2 Σ s b",
     ):
         assert fact in shown, fact
+
+
+def test_learned_positions_count_as_parameters_and_small_models_in_millions():
+    tree = {
+        "model": {"layers": 2, "hidden": 512, "heads": 8, "vocab": 1024, "position": "learned"},
+        "cluster": "dgx-a100-80gb",
+        "plan": {"data": 8},
+        "training": {"global_batch": 8, "sequence": 2048},
+    }
+    shown = flat(page(simulate(build(tree), engine="fast"), 120))
+    positions = 2048 * 512
+    assert f"({_counted(tree) / 1e6:.4g} million parameters)" in shown
+    assert _counted(tree) > 2 * 12 * 512**2 + 1024 * 512 + positions  # matrices, table, positions
+
+
+def _counted(tree):
+    """Parameters by an independent walk: those of the layers that the simulation builds."""
+    stages = simulate(build(tree), engine="fast")
+    whole = stages.devices[0].memory.at_peak["parameters"]
+    return whole / 2  # 16 bits each
+
+
+def test_a_run_slower_than_one_nth_of_one_device_has_no_alpha(reports):
+    report = reports["gpt3_fp32.yaml"]
+    amdahl = report.amdahl
+    slow = replace(report, amdahl=replace(amdahl, speed_up=0.5 / amdahl.devices))
+    shown = flat(page(slow, 120))
+    assert "α is undefined" in shown
+    assert "1 - α" not in shown
+    assert "α is undefined" not in flat(page(report, 120))
+    assert "undefined" in side_by_side([slow, report], 120)
+
+
+def test_memory_of_variants_is_what_the_driver_shows(variants):
+    assert "memory as the driver shows it" in flat(side_by_side(variants[:2], 120))
 
 
 def test_one_is_not_called_many(reports):
