@@ -14,22 +14,24 @@ from rich.console import Console
 from rich.table import Table
 
 from mpsim.calibration.cells import QUIET
-from mpsim.cli.measuring import parse_seconds
+from mpsim.cli.measuring import check_place, parse_seconds
 from mpsim.cli.tracing import traced
 from mpsim.cost.compiled import Compiled, compile_scenario
+from mpsim.cost.peak import device_memory
 from mpsim.engine import longest_path
-from mpsim.errors import CalibrationError, ScenarioError
+from mpsim.errors import CalibrationError, InfeasibleError, ScenarioError
 from mpsim.report.interval import on_workers, step_interval
 from mpsim.simulation import simulate
 from mpsim.spec.model import Network, Transformer
 from mpsim.spec.profile import Profile, load_profile
 from mpsim.spec.reader import load
 from mpsim.spec.scenario import Scenario
-from mpsim.units import format_seconds
+from mpsim.units import format_bytes, format_seconds
 from mpsim.validation.gap import CAUSES, Gap, Span, gap, worker_times
 from mpsim.validation.spans import host_shares, measured_spans, predicted_spans, trace_of
 
 if TYPE_CHECKING:
+    from mpsim.hardware.devices import Placement
     from mpsim.hardware.pipeline import PipelineJob, PipelineRun
 
 _PROFILE = "machine.yaml"
@@ -42,6 +44,7 @@ _SET = click.option(
     help="Override a field by its dotted path, as in plan.pipeline=2; repeatable.",
 )
 _SHOWN = 8
+_RESOLUTION = 1e-9  # s that the clocks here tell: less is what sums of floats leave
 
 
 @click.command()
@@ -73,10 +76,12 @@ def check(
     The run trains in fp32 with plain gradient descent and no clipping, and so does the simulation
     that it is held against.
     """
+    if trace is not None:
+        check_place(trace, "--trace")
     fitted = _load(profile)
     compiled = compile_scenario(*prepared(traced(load(file, overrides), file), fitted))
-    job, names = _job(compiled, steps), devices or _devices(fitted, compiled)
-    run = _run(job, names, realtime=realtime)
+    job = _job(compiled, steps)
+    run = _run(job, _place(compiled, devices or _devices(fitted, compiled)), realtime=realtime)
     done = compare(compiled, run)
     if as_json:
         click.echo(json.dumps(_as_json(done, compiled), indent=1))
@@ -186,6 +191,14 @@ def _job(compiled: Compiled, steps: int) -> PipelineJob:
     counts = [len(stage) for stage in compiled.stages]
     if isinstance(model, Network) and model.network[-1].type in _LOSSES:
         counts[-1] -= 1
+    if not counts[-1]:
+        wanted = [*counts[:-1], 2]  # one of them from the stage that has most
+        wanted[int(np.argmax(counts))] -= 1
+        raise ScenarioError(
+            "plan.partition",
+            f"the last of {len(counts)} stages has the loss alone, and each needs a layer: "
+            + (f"write plan.partition={wanted}" if min(wanted) else "take fewer stages"),
+        )
     return PipelineJob(
         model,
         tuple(counts),
@@ -200,13 +213,40 @@ def _job(compiled: Compiled, steps: int) -> PipelineJob:
     )
 
 
-def _run(job: PipelineJob, devices: str, *, realtime: bool) -> PipelineRun:
-    """Run it for real."""
+def _place(compiled: Compiled, devices: str) -> Placement:
+    """Workers on the devices.
+
+    Raises:
+        InfeasibleError: If what the workers are predicted to hold is more than there is room for:
+            the system would end them.
+    """
     from mpsim.hardware.measure import choose_placement
+    from mpsim.hardware.memory import available_memory
+
+    placement = choose_placement(devices, count=compiled.scenario.plan.pipeline)
+    needs: dict[str, float] = dict.fromkeys(placement.devices, 0.0)
+    for device, need in zip(placement.devices, device_memory(compiled).tolist(), strict=True):
+        needs[device] += need
+    for device, need in needs.items():
+        have = available_memory(device)
+        if need > have:
+            raise InfeasibleError(
+                f"{compiled.scenario.name}: needs {format_bytes(need)} on {device}, this machine "
+                f"has {format_bytes(have)} to give: take fewer or narrower layers, or a smaller "
+                "batch",
+                need=need,
+                have=have,
+                where=device,
+                components={"simulated peak of the workers": need},
+            )
+    return placement
+
+
+def _run(job: PipelineJob, placement: Placement, *, realtime: bool) -> PipelineRun:
+    """Run it for real."""
     from mpsim.hardware.pipeline import run_pipeline
     from mpsim.hardware.workers import Workers
 
-    placement = choose_placement(devices)
     click.echo(f"running {job.steps} steps on {placement.describes}", err=True)
     with Workers(placement, realtime=realtime) as workers:
         return run_pipeline(workers, job)
@@ -233,12 +273,11 @@ def _show(done: Compared, compiled: Compiled, console: Console) -> None:
     """The two steps, the waterfall of the gap, the workers, the ops."""
     found = done.gap
     median = float(np.median(done.seconds))
-    quiet = float(np.quantile(done.seconds, QUIET))
     console.print(
         f"[bold]{compiled.scenario.name}[/]: predicted {format_seconds(found.predicted, 4)}, "
         f"measured {format_seconds(found.measured, 4)} "
-        f"({found.predicted / found.measured - 1:+.1%}); of {len(done.seconds)} steps the lower "
-        f"quartile is {format_seconds(quiet, 4)}, the median {format_seconds(median, 4)}"
+        f"({found.predicted / found.measured - 1:+.1%}): the step at the lower quartile of "
+        f"{len(done.seconds)}, whose median is {format_seconds(median, 4)}"
     )
     if done.interval:
         low, high = done.interval
@@ -267,15 +306,26 @@ def _as_json(done: Compared, compiled: Compiled) -> dict[str, object]:
     }
 
 
-def lay_beside(file: str, run: PipelineRun, profile: str, console: Console) -> None:
-    """Show the simulated step of a scenario file beside one that was run."""
-    compiled = compile_scenario(*prepared(load(file), _load(profile)))
+def compile_for(file: str, profile: str) -> Compiled:
+    """A scenario file as it would be run on the machine of a profile."""
+    return compile_scenario(*prepared(load(file), _load(profile)))
+
+
+def lay_beside(compiled: Compiled, run: PipelineRun, console: Console) -> None:
+    """Show the simulated step of a scenario beside one that was run."""
     _show(compare(compiled, run), compiled, console)
 
 
 def _signed(seconds: float) -> str:
-    """Seconds with their sign."""
+    """Seconds with their sign; what no clock here tells is nothing."""
+    if abs(seconds) < _RESOLUTION:
+        return "0 s"
     return f"{'-' if seconds < 0 else '+'}{format_seconds(abs(seconds))}"
+
+
+def _plain(seconds: float) -> str:
+    """Seconds to two digits; what no clock here tells is nothing."""
+    return format_seconds(seconds if abs(seconds) >= _RESOLUTION else 0.0, 2)
 
 
 def _gap_table(found: Gap) -> Table:
@@ -286,7 +336,11 @@ def _gap_table(found: Gap) -> Table:
     table.add_row("predicted", format_seconds(found.predicted, 4), "")
     for cause in CAUSES:
         places = sorted(
-            ((seconds, place) for (of, place), seconds in found.places.items() if of == cause),
+            (
+                (seconds, place)
+                for (of, place), seconds in found.places.items()
+                if of == cause and abs(seconds) >= _RESOLUTION
+            ),
             key=lambda item: -abs(item[0]),
         )
         shown = ", ".join(f"{place} {_signed(seconds)}" for seconds, place in places[:3])
@@ -304,8 +358,7 @@ def _worker_table(done: Compared) -> Table:
     predicted, measured = worker_times(done.predicted), worker_times(done.measured)
     for device in sorted(measured):
         cells = [
-            f"{format_seconds(predicted[device][cause], 2)} / "
-            f"{format_seconds(measured[device][cause], 2)}"
+            f"{_plain(predicted[device][cause])} / {_plain(measured[device][cause])}"
             for cause in CAUSES
         ]
         table.add_row(str(device), *cells)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from mpsim.cli.check import lay_beside
+from mpsim.cli.check import compile_for, lay_beside
 from mpsim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) ->
     from mpsim.hardware.measure import choose_placement
     from mpsim.hardware.workers import Workers
 
-    placement = choose_placement(devices)
+    placement = choose_placement(devices, count=2)
+    if profile is None and name == "two-device" and Path("machine.yaml").exists():
+        profile = "machine.yaml"
+    compiled = compile_for("two_device_mlp.yaml", profile) if profile is not None else None
     click.echo(f"{demos.DEMOS[name].model.name} on {placement.describes}")
     if placement.warning:
         click.secho(f"warning: {placement.warning}", fg="yellow", err=True)
@@ -51,9 +54,9 @@ def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) ->
         if name == "two-device":
             run = demos.measure_step(workers)
             _show_step(run)
-            if profile is not None or Path("machine.yaml").exists():
+            if compiled is not None:
                 click.echo()
-                lay_beside("two_device_mlp.yaml", run, profile or "machine.yaml", Console())
+                lay_beside(compiled, run, Console())
             else:
                 click.echo("for the simulated step beside it: mpsim calibrate, then --profile")
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mpsim.calibration.machine_fit import START
 from mpsim.cli import main
-from mpsim.cli.check import _job, compare, prepared
+from mpsim.cli.check import _job, _signed, compare, prepared
 from mpsim.cost.compiled import compile_scenario
 from mpsim.cost.derived import derived_profile
 from mpsim.simulation import simulate
@@ -122,6 +122,70 @@ def test_check_refuses_what_its_runner_does_not_do(profile_path, override, compl
     assert complaint in done.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (("--trace", "nowhere/x.json"), 2, "--trace: nowhere/x.json: there is no folder nowhere"),
+        (("--trace", "."), 2, "--trace: . is a folder; name a file"),
+        (("--devices", "cpu,cpu,cpu"), 2, "--devices: two, not three: cpu,cpu,cpu"),
+        (("--devices", "cpu"), 2, "--devices: 'cpu' is one device, but two workers are needed"),
+        (("--devices", "gpu,cpu"), 2, "--devices: 'gpu' is not a device"),
+    ],
+)
+def test_check_tells_before_the_run(
+    profile_path, arguments, code, complaint, tmp_path, monkeypatch
+):
+    workers = pytest.importorskip("mpsim.hardware.workers", reason="torch is not installed")
+    monkeypatch.setattr(workers.Workers, "__enter__", lambda self: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    done = run("check", "two_device_mlp.yaml", "--profile", profile_path, *arguments)
+    assert done.exit_code == code, done.output
+    assert complaint in done.output
+
+
+def test_a_model_that_the_machine_has_no_memory_for_is_not_begun(profile_path, monkeypatch):
+    workers = pytest.importorskip("mpsim.hardware.workers", reason="torch is not installed")
+    monkeypatch.setattr(workers.Workers, "__enter__", lambda self: pytest.fail("started"))
+    # a hidden layer of 2^18 by 2^18: 256 GiB of weights and as much of gradients on each stage
+    side = 2**18
+    layer = f"{{type: linear, inputs: {side}, outputs: {side}}}"
+    done = run(
+        "check", "two_device_mlp.yaml", "--profile", profile_path,
+        "--set", f"model.input=[{side}]", "--set", f"model.network=[{layer}, {layer}]",
+        "--set", "plan.partition=[1, 1]",
+    )  # fmt: skip
+    assert done.exit_code == 3, done.output
+    assert re.search(r"needs 1(\.\d+)? TiB on cpu, this machine has \S+ [GM]iB", done.output)
+
+
+def test_a_stage_with_the_loss_alone_is_told_what_to_write(profile_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    layer = "{type: linear, inputs: 10, outputs: 10}"
+    sets = [
+        f"model.network=[{', '.join([layer] * 5)}, {{type: mse}}]",
+        "plan.pipeline=5",
+        "cluster.node.devices=5",
+        "plan.partition=layers",
+    ]
+    words = [word for each in sets for word in ("--set", each)]
+    done = run("check", "two_device_mlp.yaml", "--profile", profile_path, *words)
+    assert done.exit_code == 2, done.output
+    assert "plan.partition: the last of 5 stages has the loss alone" in done.output
+    assert "write plan.partition=[1, 1, 1, 1, 2]" in done.output
+    words += ["--set", "model.network=[{type: linear, inputs: 10, outputs: 2}, {type: mse}]"]
+    words += ["--set", "plan.pipeline=2", "--set", "cluster.node.devices=2"]
+    done = run("check", "two_device_mlp.yaml", "--profile", profile_path, *words)
+    assert done.exit_code == 2, done.output
+    assert "each needs a layer: take fewer stages" in done.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(4.34e-19, "0 s"), (-1e-12, "0 s"), (2e-3, "+2 ms"), (-2e-3, "-2 ms")]
+)
+def test_what_no_clock_tells_is_shown_as_nothing(seconds, shown):
+    assert _signed(seconds) == shown
+
+
 @pytest.fixture(scope="module")
 def pair():
     pytest.importorskip("torch", reason="torch is not installed")
@@ -142,10 +206,24 @@ def test_check_runs_the_simulated_schedule_and_explains_the_gap(profile_path, tm
     assert done.exit_code == 0, done.output
     for word in ("predicted", "measured", "transfer", "waiting", "skew", "unexplained"):
         assert word in done.output
+    told = " ".join(done.output.split())
+    assert told.count("the step at the lower quartile of 3, whose median is") == 1
     events = json.loads(Path(trace).read_text(encoding="utf-8"))["traceEvents"]
     names = {event["name"] for event in events if event["ph"] == "X"}
     assert {"0F0", "1B3", "0SEND_F0"} <= names
     assert {event["cat"] for event in events if event["ph"] == "X"} == {"predicted", "measured"}
+
+
+def test_check_runs_a_loss_of_logits(profile_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    done = run(
+        "check", "two_layer_fc.yaml", "--profile", profile_path, "--steps", 3,
+        "--set", "training.global_batch=8", "--set", "training.microbatch=8",
+        "--set", "model.input=[16]",
+        "--set", "model.network=[{type: linear, inputs: 16, outputs: 32}, {type: sigmoid}, "
+        "{type: linear, inputs: 32, outputs: 1}, {type: binary_cross_entropy}]",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
 
 
 def test_check_as_json_sums_its_causes_to_the_gap(profile_path):

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from mpsim.cli.demo import demo
-from mpsim.errors import CalibrationError
+from mpsim.errors import MpsimError, ScenarioError
 from mpsim.hardware import demos
 
 SPLITS = [(name, split) for name, what in demos.DEMOS.items() for split in what.splits]
@@ -61,11 +61,21 @@ def test_command_prints_epochs_places_and_agreement():
     ("devices", "message"),
     [
         ("cuda:7,cpu", "--devices: cuda:7 is not there; this machine has"),
-        ("cpu", "--devices: 'cpu' is one device, but two workers are needed"),
+        ("cpu", "--devices: 'cpu' is one device, but two workers are needed; write cpu,cpu for"),
+        ("cpu,cpu,cpu", "--devices: two, not three"),
         ("tpu:0,cpu", "--devices: 'tpu:0' is not a device; write cpu or cuda:N"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(devices, message):
     result = CliRunner().invoke(demo, ["two-device", "--devices", devices])
-    assert isinstance(result.exception, CalibrationError)
+    assert isinstance(result.exception, ScenarioError)
     assert str(result.exception).startswith(message)
+
+
+def test_a_profile_that_is_not_there_is_noticed_before_the_run(monkeypatch):
+    started = []
+    monkeypatch.setattr("mpsim.hardware.workers.Workers.__enter__", started.append)
+    result = CliRunner().invoke(demo, ["two-device", "--profile", "nope.yaml"])
+    assert isinstance(result.exception, MpsimError)
+    assert "nope" in str(result.exception)
+    assert not started
