@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from mpsim.cli import main
 from mpsim.cli.validate import select
 from mpsim.errors import ScenarioError
+from mpsim.validation.record_parts import RecordedCluster, RecordedModel, RecordedTraining
 from mpsim.validation.records import Record
 
 RUN = {
@@ -158,6 +159,21 @@ def test_without_files_and_without_published_runs_it_says_where_they_belong(monk
     done = invoke()
     assert done.exit_code == 2
     assert "no measured runs there" in done.stderr
+
+
+def test_the_record_of_the_documentation_is_plausible_and_its_required_fields_are_marked(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "record-format.md").read_text()
+    example = text.split("```json")[1].split("```")[0]
+    file = tmp_path / "own.jsonl"
+    file.write_text(" ".join(example.split()))
+    (row,) = json.loads(invoke(file, "--json").output)["records"]
+    # made up near the prediction: readers take it for the size of such a run
+    assert row["predicted_step_time_s"] == pytest.approx(row["measured_step_time_s"], rel=0.15)
+    peak = row["measured_peak_memory_bytes"]
+    assert row["predicted_peak_memory_bytes"] == pytest.approx(peak, rel=0.15)
+    parts = (Record, RecordedModel, RecordedCluster, RecordedTraining)
+    for name, field in ((n, f) for part in parts for n, f in part.model_fields.items()):
+        assert (f"`{name}`*" in text) is field.is_required(), name
 
 
 @pytest.mark.parametrize(
