@@ -145,7 +145,8 @@ def _check(folder: Path, placement: Placement, *, resume: bool) -> None:
         raise CalibrationError(f"{folder}: holds tables, but no machine.yaml says of what")
     if not resume:
         raise CalibrationError(
-            f"{folder}: holds measurements already; resume them, or choose another folder"
+            f"{folder}: holds measurements already; resume them (--resume), or choose another"
+            " folder"
         )
     before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     now = describe_machine(placement)

@@ -324,8 +324,8 @@ def _signed(seconds: float) -> str:
 
 
 def _plain(seconds: float) -> str:
-    """Seconds to two digits; what no clock here tells is nothing."""
-    return format_seconds(seconds if abs(seconds) >= _RESOLUTION else 0.0, 2)
+    """Seconds; what no clock here tells is nothing."""
+    return format_seconds(seconds if abs(seconds) >= _RESOLUTION else 0.0)
 
 
 def _gap_table(found: Gap) -> Table:
