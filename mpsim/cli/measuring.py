@@ -83,8 +83,8 @@ def measure_machine(
                     progress=_teller(bar, task),
                 )
             except KeyboardInterrupt:
-                if not rest:  # a drift check, whose folder is gone with it
-                    raise
+                if not rest or not (folder / "done.jsonl").exists():
+                    raise  # a drift check, whose folder goes with it, or nothing measured yet
                 bar.stop()
                 kept = f"stopped; what was measured is in {folder}/: go on with --resume"
                 click.echo(f"error: {kept}", err=True)

@@ -104,11 +104,16 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made(
 def test_ctrl_c_ends_with_130_and_says_where_the_measurements_are(tmp_path, monkeypatch):
     measure = pytest.importorskip("mpsim.hardware.measure", reason="torch is not installed")
 
-    def interrupt(*arguments, **named):
+    def interrupt(folder, **named):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "measure", interrupt)
     monkeypatch.chdir(tmp_path)
+    early = run("--devices", "cpu,cpu")
+    assert early.exit_code == 130
+    assert "interrupted" in early.output
+    (tmp_path / "machine.measured").mkdir()
+    (tmp_path / "machine.measured" / "done.jsonl").touch()
     done = run("--devices", "cpu,cpu")
     assert done.exit_code == 130
     assert "stopped; what was measured is in machine.measured/: go on with --resume" in done.output
