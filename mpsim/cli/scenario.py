@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from mpsim.cli.pictures import require_picture
 from mpsim.cli.tracing import traced
-from mpsim.errors import ScenarioError
 from mpsim.planner.remedies import infeasible
 from mpsim.report import text
 from mpsim.report.ledger import ledger, ledger_table
@@ -76,7 +76,7 @@ def scenario(
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
     for picture in filter(None, (plot, memory_plot)):
-        _require_picture(picture)
+        require_picture(picture)
     fitted = load_profile(profile) if profile else None
     reports = [
         [
@@ -158,12 +158,6 @@ def _write_trace(report: Report, path: Path) -> None:
 def _write_picture(report: Report, path: Path, function: str) -> None:
     """A picture; matplotlib takes half a second and is loaded when one is asked for."""
     getattr(importlib.import_module("mpsim.report.plot"), function)(report, path)
-
-
-def _require_picture(path: Path) -> None:
-    """Refuse an ending that no picture has, before anything is simulated."""
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise ScenarioError(str(path), "the picture's ending must be .svg, .png or .pdf")
 
 
 def _stem(report: Report, reports: Sequence[Report]) -> str:

@@ -14,6 +14,8 @@ CountOrZero = Annotated[int, Field(ge=0, le=10**12)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Devices = Annotated[int, Field(ge=1, le=10**6)]
 """No machine that trains one model has more."""
+Layers = Annotated[int, Field(ge=1, le=10**4)]
+"""Ten times the deepest transformer trained (DeepNet, arXiv:2203.00555: 1000 layers)."""
 GradientType = Literal["fp32", "fp16", "bf16"]
 
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
@@ -46,7 +48,7 @@ class RecordedModel(Part):
     """What the source calls it."""
     family: Literal["gpt", "llama", "moe", "mla", "mamba_hybrid", "other"]
     """Ungated MLP, gated MLP, mixture of experts, latent attention, or not covered."""
-    layers: Count
+    layers: Layers
     """Transformer layers, without those for multi-token prediction."""
     hidden: Count
     """Width of the residual stream."""

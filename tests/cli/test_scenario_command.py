@@ -180,6 +180,7 @@ def _split(changes):
         (["gpt3_fp32.yaml", "--set", "model=gpt3-175"], "did you mean 'gpt3-175b'?"),
         (["gpt3_fp32.yaml", "--set", "plan"], "write it as path=value"),
         (["gpt3_fp32.yaml", "--plot", "x.gif"], "x.gif: the picture's ending must be"),
+        (["gpt3_fp32.yaml", "--plot", "none/x.svg"], "none/x.svg: there is no folder none"),
         (["gpt3_fp32.yaml", "--trace", "/nowhere/x.json"], "/nowhere/x.json"),
     ],
 )

@@ -64,6 +64,7 @@ def test_a_short_record_of_ones_own_run_is_enough():
         ),
         ("measured.step_time_s", 1e300, "measured.step_time_s: input should be less than or equal"),
         ("cluster.devices_per_node", 10**9, "cluster.devices_per_node: input should be less than"),
+        ("model.layers", 10**9, "model.layers: input should be less than or equal to 10000"),
         ("plan.expert", 4, "plan.expert: 4, but the model has no experts"),
         ("plan.stage_layers", [2, 0, 2, 0], "plan.stage_layers: stage 1 holds no layer"),
         (
