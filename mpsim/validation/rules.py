@@ -321,11 +321,18 @@ RULES: dict[str, Callable[[Trial], Complaint]] = {
 
 
 def broken(scenario: Scenario, rules: tuple[str, ...] = tuple(RULES)) -> Iterator[Violation]:
-    """The rules that a scenario breaks; one that cannot be simulated breaks none."""
+    """The rules that a scenario breaks; one that cannot be simulated breaks none.
+
+    Numbers that cannot be computed with break the rule at hand (``arithmetic`` before any).
+    """
+    name = "arithmetic"
     try:
         compiled = compile_scenario(scenario)
         trial = Trial(compiled, report_of(compiled, engine="fast"))
     except MpsimError:
+        return
+    except ArithmeticError as error:
+        yield Violation(name, str(error), scenario)
         return
     if trial.report.steady_step is not None:  # the rules speak of steps that end
         rules = ("sums",)
@@ -334,5 +341,7 @@ def broken(scenario: Scenario, rules: tuple[str, ...] = tuple(RULES)) -> Iterato
             complaint = RULES[name](trial)
         except MpsimError:  # the change that the rule makes cannot be meant for this scenario
             continue
+        except ArithmeticError as error:
+            complaint = str(error)
         if complaint:
             yield Violation(name, complaint, scenario)

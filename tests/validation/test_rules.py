@@ -21,7 +21,7 @@ from mpsim.cost.recompiled import recompiled
 from mpsim.schedule.orders import SCHEDULES
 from mpsim.simulation import report_of, step_seconds
 from mpsim.spec.model import Network
-from mpsim.spec.reader import build, changed
+from mpsim.spec.reader import build, changed, load
 from mpsim.spec.zoo import names as zoo_names
 from mpsim.validation import rules
 from mpsim.validation.random_scenarios import random_scenario
@@ -283,3 +283,12 @@ def test_validate_keeps_the_rows_that_it_has_when_interrupted(monkeypatch):
     assert validate._compared(["a", "b", "c"], None, None) == (["a", "c"], True)
     monkeypatch.setattr(validate, "compare_each", lambda *_, **__: three(stop=False))
     assert validate._compared(["a", "c"], None, None) == (["a", "c"], False)
+
+
+def test_numbers_that_cannot_be_computed_with_break_a_rule(monkeypatch):
+    def fails(_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setitem(RULES, "sums", fails)
+    found = list(broken(load("two_device_mlp.yaml"), ("sums",)))
+    assert [(one.rule, one.text) for one in found] == [("sums", "division by zero")]
