@@ -141,7 +141,9 @@ def steady_step(compiled: Compiled) -> float | None:
 
     run = periodic.run(longer, 10**6)
     update = max(sum(cost.update.values()) for cost in compiled.costs)
-    return run.seconds_per_microbatch * scenario.microbatches + update
+    # a plain run has no period: its ends weigh a millionth
+    each = run.seconds_per_microbatch or run.makespan / run.num_microbatches
+    return each * scenario.microbatches + update
 
 
 def one_device_seconds(scenario: Scenario, profile: Profile | None = None) -> float:

@@ -292,3 +292,14 @@ def test_numbers_that_cannot_be_computed_with_break_a_rule(monkeypatch):
     monkeypatch.setitem(RULES, "sums", fails)
     found = list(broken(load("two_device_mlp.yaml"), ("sums",)))
     assert [(one.rule, one.text) for one in found] == [("sums", "division by zero")]
+
+
+def test_a_steady_state_without_a_period_is_that_of_a_plain_run():
+    """The thirteenth scenario of this draw (pipedream on four stages) settles into no period."""
+    generator = np.random.default_rng([2027, 75850])
+    scenario = [random_scenario(generator) for _ in range(13)][-1]
+    compiled = compile_scenario(scenario)
+    assert scenario.plan.schedule == "pipedream"
+    report = report_of(compiled, engine="fast")
+    assert report.step_time == pytest.approx(report.scenario.microbatches * 0.0127, rel=0.01)
+    assert list(broken(scenario)) == []
