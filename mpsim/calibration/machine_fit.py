@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,11 @@ from mpsim.calibration.cells import Cell
 from mpsim.cost.work import Floats
 from mpsim.cost.worker import Demand, demand_seconds, worker_step_seconds
 from mpsim.errors import CalibrationError
+from mpsim.schedule.compiled import warm
 from mpsim.spec.workers import WorkerFit
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 START = {
     "forward": 60e-6, "backward": 80e-6, "input_gradient": 80e-6, "weight_gradient": 60e-6,
@@ -65,23 +69,23 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
     Raises:
         CalibrationError: If there are too few cells.
     """
-    import numba  # noqa: F401  (loaded, steps are played compiled: a fit plays tens of thousands)
     from scipy.optimize import least_squares  # loaded when a fit is made
 
     if len(cells) < 4:
         raise CalibrationError(
             f"{len(cells)} measured steps are too few to fit: measure longer (--budget, --resume)"
         )
+    warm()  # a fit plays tens of thousands of steps
     names = tuple(START)
     origin = np.log([START[name] for name in names])
     passes = join_demands([cell.asked.passes for cell in cells])
 
-    def residuals(vector: Floats, steps: bool = True) -> Floats:
+    def residuals(vector: Floats, steps: bool) -> Floats:
         fit = WorkerFit.of(dict(zip(names, np.exp(vector), strict=True)))
         prior = PRIOR_WEIGHT * (vector - origin)
         return np.concatenate([_cell_residuals(cells, passes, fit, steps=steps), prior])
 
-    def solve(begin: Floats, **more: Any) -> Any:  # noqa: ANN401  (scipy is untyped)
+    def solve(begin: Floats, *, steps: bool, most: int, relative: float | None) -> OptimizeResult:
         return least_squares(
             residuals,
             begin,
@@ -90,13 +94,15 @@ def fit_workers(cells: Sequence[Cell], *, start: Mapping[str, float] = START) ->
             f_scale=SCALE,
             xtol=1e-4,
             ftol=1e-4,
-            **more,
+            diff_step=relative,
+            max_nfev=most,
+            kwargs={"steps": steps},
         )
 
     begin = np.log([start[name] for name in names])
     if start is START:  # ops alone first: they are smooth in the parameters, steps are not quite
-        begin = solve(begin, kwargs={"steps": False}, max_nfev=40).x
-    solution = solve(begin, diff_step=3e-3, max_nfev=25)
+        begin = solve(begin, steps=False, most=40, relative=None).x
+    solution = solve(begin, steps=True, most=25, relative=3e-3)
     values = dict(zip(names, np.exp(solution.x).tolist(), strict=True))
     return Fit(WorkerFit.of(values), names, _covariance(solution.jac, solution.fun))
 
