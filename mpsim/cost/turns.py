@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def held_times(
     devices = graph.num_devices
     first = turn.starts[:-1].astype(np.int64)
     asked_first = turn.ask_starts[first].astype(np.int64)
-    state = (
+    state: Sequence[Any] = (
         np.zeros(count), np.full(messages, _NEVER), np.full(messages, _NEVER),
         np.full(messages, _NEVER), np.zeros(devices), np.full(devices, -1.0),
         np.full(devices, -1.0), first, np.zeros(devices, np.int64), asked_first, asked_first.copy(),
@@ -152,7 +152,7 @@ def held_times(
     else:
         lists = [array.tolist() for array in state]
         loop(*(array.tolist() for array in fixed), float(slice_), float(delay), *lists)
-        state = tuple(np.array(values) for values in lists)  # type: ignore[assignment]
+        state = [np.array(values) for values in lists]
     return _as_graph(graph, turn, lengths, (state[0], state[1], state[3]))
 
 
@@ -204,22 +204,22 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
     opened: list[float],
     closed: list[float],
     place: list[int],
-    blocked: list[int],
+    stands: list[int],
     begun: list[int],
     heard: list[int],
 ) -> None:
     """Play turns and requests, earliest first; plain Python, or compiled.
 
     ``turned`` is when a device's core turned to its present op, ``opened`` to ``closed`` its last
-    wait, ``blocked`` 1 while that wait is for messages that have not left yet; of its requests
-    those before ``begun`` are made, those before ``heard`` known to their senders.
+    wait; ``stands`` is 1 where it is about to run its op, 2 while it waits for messages; of its
+    requests those before ``begun`` are made, those before ``heard`` known to their senders.
     """
     never = 1e300
     devices = len(starts) - 1
     while True:
         chosen, when, hears = -1, never, False
         for device in range(devices):
-            if place[device] < starts[device + 1] and not blocked[device] and turned[device] < when:
+            if place[device] < starts[device + 1] and not stands[device] and turned[device] < when:
                 chosen, when, hears = device, turned[device], False
             if heard[device] < begun[device] and asked[asks[heard[device]]] < when:
                 chosen, when, hears = device, asked[asks[heard[device]]], True
@@ -253,21 +253,11 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
                     ready = max(made[message], asked[message])
                     if sender[message] == chosen and leaves[message] == never and ready <= when:
                         leaves[message] = min(when, ready + slice_)
+            stands[chosen] = 2 if waits else 1
             if waits:
-                blocked[chosen] = 1
                 closed[chosen] = never
-            else:
-                end[op] = when + lengths[op]
         for device in range(devices):  # those whose messages have all left go on
-            if device == chosen and not waits and not hears:
-                turned[device] = end[op]
-                place[device] += 1
-                for entry in range(make_starts[op], make_starts[op + 1]):
-                    message = makes[entry]
-                    made[message] = end[op] - tails[op]
-                    if asked[message] <= closed[device]:
-                        leaves[message] = made[message]
-            if not blocked[device]:
+            if not stands[device]:
                 continue
             mine = place[device]
             begin = turned[device]
@@ -278,8 +268,9 @@ def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of 
                     arrival = leaves[message] + under_way[message]
                 begin = max(begin, arrival)
             if begin < never:
-                blocked[device] = 0
-                closed[device] = begin
+                if stands[device] == 2:
+                    closed[device] = begin
+                stands[device] = 0
                 end[mine] = begin + lengths[mine]
                 turned[device] = end[mine]
                 place[device] += 1
