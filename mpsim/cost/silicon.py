@@ -91,6 +91,6 @@ def _links(device: str) -> Iterator[LinkSpec]:
         yield _link(base, **over)
 
 
-def _link(name: str, **over: Any) -> LinkSpec:  # noqa: ANN401  (fields as the zoo writes them)
+def _link(name: str, **over: object) -> LinkSpec:
     """A link of the zoo, with some fields otherwise."""
     return LinkSpec.model_validate({"name": name, **load_entry("links", name), **over})

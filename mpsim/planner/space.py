@@ -110,14 +110,14 @@ class SearchSpace(Declaration):
 
     @field_validator(*("tensor", "pipeline", "data", "context", "expert", "microbatch", "chunks"))
     @classmethod
-    def _counts(cls, options: Any) -> Any:  # noqa: ANN401
+    def _counts(cls, options: tuple[int, ...] | Auto) -> tuple[int, ...] | Auto:
         if options != "auto" and min(options) < 1:
             raise ValueError(f"must be 1 or more, not {min(options)}")
         return options
 
     @field_validator("zero")
     @classmethod
-    def _stages_of_zero(cls, options: Any) -> Any:  # noqa: ANN401
+    def _stages_of_zero(cls, options: tuple[int, ...] | Auto) -> tuple[int, ...] | Auto:
         if options != "auto" and not set(options) <= {0, 1, 2, 3}:
             raise ValueError(f"must be 0 to 3, not {max(options, key=abs)}")
         return options

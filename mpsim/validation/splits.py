@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from mpsim.validation.records import Record
+
+Stated = TypeVar("Stated")
+"""Type of a value that a record may state."""
 
 
 @dataclass
@@ -16,7 +19,7 @@ class Assumptions:
 
     texts: list[str] = field(default_factory=list)
 
-    def default(self, path: str, value: Any, guess: Any) -> Any:  # noqa: ANN401
+    def default(self, path: str, value: Stated | None, guess: Stated) -> Stated:
         """The value, or the guess, noted, where the record has none."""
         if value is not None:
             return value
