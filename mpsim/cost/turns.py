@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from mpsim.schedule.ops import COMPUTE_KINDS, Kind, Op, Order
 
 _NEVER = 1e300
 """A moment that does not come, s."""
+
+_TURNS, _RUNS, _WAITS = 0, 1, 2
+"""A core is to turn to its op; is about to run it; waits for messages that have not left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,156 +133,191 @@ def held_times(
         slice_: Longest that a message waits for a core that computes, s.
         delay: From asking for a message until its sender's core may hear of it, s.
     """
-    count, messages = len(turn.ops), len(turn.message)
-    fixed = (
+    given = _Given(
         turn.starts, turn.sender, turn.need_starts, turn.needs, turn.ask_starts, turn.asks,
         turn.make_starts, turn.makes, turn.final, lengths[turn.ops].astype(float),
         tails[turn.ops].astype(float), lengths[turn.message].astype(float),
+        float(slice_), float(delay),
     )  # fmt: skip
-    devices = graph.num_devices
-    first = turn.starts[:-1].astype(np.int64)
-    asked_first = turn.ask_starts[first].astype(np.int64)
-    state: Sequence[Any] = (
-        np.zeros(count), np.full(messages, _NEVER), np.full(messages, _NEVER),
-        np.full(messages, _NEVER), np.zeros(devices), np.full(devices, -1.0),
-        np.full(devices, -1.0), first, np.zeros(devices, np.int64), asked_first, asked_first.copy(),
-    )  # fmt: skip
-    loop: Callable[..., Any] = _play
+    state = _at_first(turn, graph.num_devices)
     if pays(graph.num_ops):
-        loop = compiled(_play)
-        loop(*fixed, float(slice_), float(delay), *state)
+        compiled(_play, _next, _hear, _turn, _send, _go_on, _finish)(given, state)
     else:
-        lists = [array.tolist() for array in state]
-        loop(*(array.tolist() for array in fixed), float(slice_), float(delay), *lists)
-        state = [np.array(values) for values in lists]
-    return _as_graph(graph, turn, lengths, (state[0], state[1], state[3]))
+        state = _State(*(array.tolist() for array in state))  # plain Python reads lists faster
+        _play(_Given(*(np.asarray(value).tolist() for value in given)), state)
+    return _as_graph(graph, turn, lengths, state)
 
 
-def _as_graph(
-    graph: OpGraph, turn: Turns, lengths: Floats, times: tuple[Floats, Floats, Floats]
-) -> tuple[Floats, Floats]:
+def _at_first(turn: Turns, devices: int) -> _State:
+    """Before anything: each core turns to its first op at 0."""
+    messages = len(turn.message)
+    first = turn.starts[:-1]
+    asked_first = turn.ask_starts[first]
+    return _State(
+        end=np.zeros(len(turn.ops)),
+        made=np.full(messages, _NEVER),
+        asked=np.full(messages, _NEVER),
+        leaves=np.full(messages, _NEVER),
+        turned=np.zeros(devices),
+        waited=np.full(devices, -1.0),
+        place=first.copy(),
+        stands=np.zeros(devices, np.int32),
+        begun=asked_first,
+        heard=asked_first.copy(),
+    )
+
+
+def _as_graph(graph: OpGraph, turn: Turns, lengths: Floats, state: _State) -> tuple[Floats, Floats]:
     """Ends by op, and holds such that a transfer that begins when its op ends ends as it arrives.
 
     Transfers of one channel follow each other in a graph, so a hold is counted from the end of the
     one before.
     """
     end, held = np.zeros(graph.num_ops), np.zeros(graph.num_ops)
-    finished, made, leaves = times
-    end[turn.ops] = finished
+    end[turn.ops] = state.end
     maker = np.repeat(np.arange(len(turn.ops)), np.diff(turn.make_starts))
     over = np.zeros(len(turn.message))
-    over[turn.makes] = finished[maker]
-    order = np.argsort(made, kind="stable")
+    over[turn.makes] = np.asarray(state.end)[maker]
+    order = np.argsort(np.asarray(state.made), kind="stable")
     free: dict[int, float] = {}
     for index in order.tolist():
         op = int(turn.message[index])
         channel = int(graph.stream[op])
         start = max(float(over[index]), free.get(channel, 0.0))
-        held[op] = max(float(leaves[index]) - start, -float(lengths[op]))
+        held[op] = max(float(state.leaves[index]) - start, -float(lengths[op]))
         end[op] = free[channel] = start + held[op] + float(lengths[op])
     return end, held
 
 
-def _play(  # noqa: C901  (one loop that numba compiles: it may call nothing of ours)
-    starts: list[int],
-    sender: list[int],
-    need_starts: list[int],
-    needs: list[int],
-    ask_starts: list[int],
-    asks: list[int],
-    make_starts: list[int],
-    makes: list[int],
-    final: list[int],
-    lengths: list[float],
-    tails: list[float],
-    under_way: list[float],
-    slice_: float,
-    delay: float,
-    end: list[float],
-    made: list[float],
-    asked: list[float],
-    leaves: list[float],
-    turned: list[float],
-    opened: list[float],
-    closed: list[float],
-    place: list[int],
-    stands: list[int],
-    begun: list[int],
-    heard: list[int],
-) -> None:
-    """Play turns and requests, earliest first; plain Python, or compiled.
+class _Given(NamedTuple):
+    """What a play is about: ``Turns`` by the same names, and times. Compiled code takes tuples."""
 
-    ``turned`` is when a device's core turned to its present op, ``opened`` to ``closed`` its last
-    wait; ``stands`` is 1 where it is about to run its op, 2 while it waits for messages; of its
-    requests those before ``begun`` are made, those before ``heard`` known to their senders.
-    """
-    never = 1e300
-    devices = len(starts) - 1
+    starts: Ints
+    sender: Ints
+    need_starts: Ints
+    needs: Ints
+    ask_starts: Ints
+    asks: Ints
+    make_starts: Ints
+    makes: Ints
+    final: Ints
+    lengths: Floats  # (C,) s, of ops
+    tails: Floats  # (C,) s at an op's end after its messages are made
+    under_way: Floats  # (M,) s
+    slice_: float
+    delay: float
+
+
+class _State(NamedTuple):
+    """Where a play stands; a moment is ``_NEVER`` until it is known."""
+
+    end: Floats  # (C,) s
+    made: Floats  # (M,) s
+    asked: Floats  # (M,) s
+    leaves: Floats  # (M,) s
+    turned: Floats  # (D,) s, when the core turned to its present op
+    waited: Floats  # (D,) s, end of its last wait, _NEVER while it lasts
+    place: Ints  # (D,) its present op
+    stands: Ints  # (D,) _TURNS, _RUNS or _WAITS
+    begun: Ints  # (D,) requests before this one are made,
+    heard: Ints  # (D,) and those before this one known to their senders
+
+
+def _play(given: _Given, state: _State) -> None:
+    """Play turns and requests, earliest first; plain Python, or compiled."""
     while True:
-        chosen, when, hears = -1, never, False
-        for device in range(devices):
-            if place[device] < starts[device + 1] and not stands[device] and turned[device] < when:
-                chosen, when, hears = device, turned[device], False
-            if heard[device] < begun[device] and asked[asks[heard[device]]] < when:
-                chosen, when, hears = device, asked[asks[heard[device]]], True
+        chosen, hears = _next(given, state)
         if chosen < 0:
             break
-        op = place[chosen]
-        waits = False
-        if hears:  # a request of this device reaches the sender of the message
-            message = asks[heard[chosen]]
-            heard[chosen] += 1
-            other = sender[message]
-            over = place[other] >= starts[other + 1]
-            if (
-                leaves[message] == never
-                and made[message] < never
-                and (over or when <= closed[other])
-            ):
-                # its thread runs in this wait, or in the one before the message is made
-                leaves[message] = max(when, made[message])
+        if hears:
+            _hear(given, state, chosen)
         else:
-            for entry in range(ask_starts[op], ask_starts[op + 1]):
-                asked[asks[entry]] = when + delay
-            begun[chosen] = ask_starts[op + 1]
-            # a message that its thread has taken in before is not waited for
-            for entry in range(need_starts[op], need_starts[op + 1]):
-                if leaves[needs[entry]] + under_way[needs[entry]] > closed[chosen]:
-                    waits = True
-            if waits or final[op]:
-                opened[chosen], closed[chosen] = when, when
-                for message in range(len(sender)):
-                    ready = max(made[message], asked[message])
-                    if sender[message] == chosen and leaves[message] == never and ready <= when:
-                        leaves[message] = min(when, ready + slice_)
-            stands[chosen] = 2 if waits else 1
-            if waits:
-                closed[chosen] = never
-        for device in range(devices):  # those whose messages have all left go on
-            if not stands[device]:
-                continue
-            mine = place[device]
-            begin = turned[device]
-            for entry in range(need_starts[mine], need_starts[mine + 1]):
-                message = needs[entry]
-                arrival = never
-                if leaves[message] < never:
-                    arrival = leaves[message] + under_way[message]
-                begin = max(begin, arrival)
-            if begin < never:
-                if stands[device] == 2:
-                    closed[device] = begin
-                stands[device] = 0
-                end[mine] = begin + lengths[mine]
-                turned[device] = end[mine]
-                place[device] += 1
-                for entry in range(make_starts[mine], make_starts[mine + 1]):
-                    message = makes[entry]
-                    made[message] = end[mine] - tails[mine]
-                    if asked[message] <= closed[device]:
-                        leaves[message] = made[message]
-        if place[chosen] >= starts[chosen + 1] and not hears:
-            for message in range(len(sender)):
-                ready = max(made[message], asked[message])
-                if sender[message] == chosen and leaves[message] == never and ready < never:
-                    leaves[message] = max(ready, turned[chosen])
+            _turn(given, state, chosen)
+        for device in range(len(state.turned)):  # those whose messages have all left go on
+            if state.stands[device]:
+                _go_on(given, state, device)
+        if not hears and state.place[chosen] >= given.starts[chosen + 1]:
+            _finish(given, state, chosen)
+
+
+def _next(given: _Given, state: _State) -> tuple[int, bool]:
+    """The device whose turn or request comes next, -1 for none; whether it is a request."""
+    chosen, when, hears = -1, _NEVER, False
+    for device in range(len(state.turned)):
+        more = state.place[device] < given.starts[device + 1]
+        if more and not state.stands[device] and state.turned[device] < when:
+            chosen, when, hears = device, state.turned[device], False
+        if state.heard[device] < state.begun[device]:
+            asked = state.asked[given.asks[state.heard[device]]]
+            if asked < when:
+                chosen, when, hears = device, asked, True
+    return chosen, hears
+
+
+def _hear(given: _Given, state: _State, device: int) -> None:
+    """A request of the device reaches the sender of the message, who may send it at once."""
+    message = given.asks[state.heard[device]]
+    state.heard[device] += 1
+    if state.leaves[message] < _NEVER or state.made[message] == _NEVER:
+        return
+    when, sender = state.asked[message], given.sender[message]
+    over = state.place[sender] >= given.starts[sender + 1]
+    if over or when <= state.waited[sender]:
+        # its thread runs in this wait, or in the one before the message is made
+        state.leaves[message] = max(when, state.made[message])
+
+
+def _turn(given: _Given, state: _State, device: int) -> None:
+    """The core turns to its next op: it asks for messages, and waits for those it needs."""
+    op, when = state.place[device], state.turned[device]
+    for entry in range(given.ask_starts[op], given.ask_starts[op + 1]):
+        state.asked[given.asks[entry]] = when + given.delay
+    state.begun[device] = given.ask_starts[op + 1]
+    state.stands[device] = _RUNS
+    for entry in range(given.need_starts[op], given.need_starts[op + 1]):
+        message = given.needs[entry]
+        # what its thread has taken in during an earlier wait is not waited for
+        if state.leaves[message] + given.under_way[message] > state.waited[device]:
+            state.stands[device] = _WAITS
+    if state.stands[device] == _WAITS or given.final[op]:
+        _send(given, state, device)
+        state.waited[device] = _NEVER if state.stands[device] == _WAITS else when
+
+
+def _send(given: _Given, state: _State, device: int) -> None:
+    """As the core waits, the device's messages that are made and asked for leave."""
+    when = state.turned[device]
+    for message in range(len(given.sender)):
+        ready = max(state.made[message], state.asked[message])
+        here = given.sender[message] == device and state.leaves[message] == _NEVER
+        if here and ready <= when:
+            state.leaves[message] = min(when, ready + given.slice_)
+
+
+def _go_on(given: _Given, state: _State, device: int) -> None:
+    """The core runs its op, if the messages that it needs have left."""
+    op, begin = state.place[device], state.turned[device]
+    for entry in range(given.need_starts[op], given.need_starts[op + 1]):
+        message = given.needs[entry]
+        if state.leaves[message] == _NEVER:
+            return
+        begin = max(begin, state.leaves[message] + given.under_way[message])
+    if state.stands[device] == _WAITS:
+        state.waited[device] = begin
+    state.stands[device] = _TURNS
+    state.end[op] = state.turned[device] = begin + given.lengths[op]
+    state.place[device] += 1
+    for entry in range(given.make_starts[op], given.make_starts[op + 1]):
+        message = given.makes[entry]
+        state.made[message] = state.end[op] - given.tails[op]
+        if state.asked[message] <= state.waited[device]:
+            state.leaves[message] = state.made[message]
+
+
+def _finish(given: _Given, state: _State, device: int) -> None:
+    """A core without further ops is free: its messages leave as soon as they are asked for."""
+    for message in range(len(given.sender)):
+        ready = max(state.made[message], state.asked[message])
+        here = given.sender[message] == device and state.leaves[message] == _NEVER
+        if here and ready < _NEVER:
+            state.leaves[message] = max(ready, state.turned[device])

@@ -32,14 +32,20 @@ def warm() -> None:
 
 
 @cache
-def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(loop: Callable[..., Any], *calls: Callable[..., Any]) -> Callable[..., Any]:
     """The loop compiled by numba, with the machine code kept on disk for the next process.
+
+    ``calls`` are the functions that it calls, which stand in the same file: numba compiles all of
+    it anew when that file changes.
 
     numba keeps it beside the source or, where that is read-only, in the user's cache directory; if
     neither can be written the loop is compiled for this process only.
     """
     from numba import njit
+    from numba.extending import register_jitable
 
+    for call in calls:
+        register_jitable(call)
     try:
         return njit(cache=True, nogil=True)(loop)
     except RuntimeError:  # "no locator available": nowhere to keep the code
