@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,31 +20,42 @@ from .worker import Context
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 
 
+class Pair:
+    """This worker and the other of the first two, with a message of ``nbytes`` each way."""
+
+    def __init__(self, context: Context, nbytes: int) -> None:
+        """Make the message."""
+        self._transport, self._rank = Transport(context), context.rank
+        self._mine = torch.randn(max(1, nbytes // 4), device=context.device)
+        self._theirs = torch.empty_like(self._mine)
+
+    def begin(self) -> list[Pending]:
+        """Begin to send both ways."""
+        return self._transport.exchange(self._mine, self._theirs, 1 - self._rank)
+
+    def exchange(self) -> None:
+        """Both ways at once."""
+        for pending in self.begin():
+            pending.wait()
+
+    def ping_pong(self) -> None:
+        """One way, then the other."""
+        send = partial(self._transport.isend, self._mine, 1 - self._rank)
+        receive = partial(self._transport.irecv, self._theirs, 1 - self._rank)
+        for step in (send, receive) if self._rank == 0 else (receive, send):
+            step().wait()
+
+
 def message(context: Context, budget: float, nbytes: int, *, both: bool = False) -> Timing:
     """A message between the first two workers, one way, or both ways at once.
 
     One way is half of a ping-pong; both ways begin together and count until both have ended. What
     crosses host memory has the copies in it.
     """
-    transport, peer = Transport(context), 1 - context.rank
-    mine = torch.randn(max(1, nbytes // 4), device=context.device)
-    theirs = torch.empty_like(mine)
-
-    def exchange() -> None:
-        for pending in transport.exchange(mine, theirs, peer):
-            pending.wait()
-
-    def ping_pong() -> None:
-        if context.rank == 0:
-            transport.isend(mine, peer).wait()
-            transport.irecv(theirs, peer).wait()
-        else:
-            transport.irecv(theirs, peer).wait()
-            transport.isend(mine, peer).wait()
-
+    pair = Pair(context, nbytes)
     if both:
-        return time_together(context, exchange, budget)
-    timing = time_together(context, ping_pong, budget)
+        return time_together(context, pair.exchange, budget)
+    timing = time_together(context, pair.ping_pong, budget)
     return Timing(timing.seconds / 2, timing.spread, timing.samples)
 
 
@@ -82,17 +94,10 @@ def overlap(context: Context, budget: float, width: int, nbytes: int) -> dict[st
     end of the message is stamped by a thread that waits for it; on CUDA by a stream that does.
     """
     compute = _products(context, width)
-    transport, peer = Transport(context), 1 - context.rank
-    mine = torch.randn(max(1, nbytes // 4), device=context.device)
-    theirs = torch.empty_like(mine)
-
-    def exchange() -> None:
-        for pending in transport.exchange(mine, theirs, peer):
-            pending.wait()
-
+    pair = Pair(context, nbytes)
     one = time_alone(context, lambda: compute(1), budget / 8).seconds
     dist.barrier()
-    communication = time_together(context, exchange, budget / 4).seconds
+    communication = time_together(context, pair.exchange, budget / 4).seconds
     communication = agree(communication)
     times = max(1, round(communication / agree(one)))
     alone = time_alone(context, lambda: compute(times), budget / 4).seconds
@@ -102,7 +107,7 @@ def overlap(context: Context, budget: float, width: int, nbytes: int) -> dict[st
         dist.barrier()
         begin = time.perf_counter()
         ended: list[float] = []
-        pending = transport.exchange(mine, theirs, peer)
+        pending = pair.begin()
         waiter = threading.Thread(target=_stamp_end, args=(context, pending, ended))
         waiter.start()
         compute(times)

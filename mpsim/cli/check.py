@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mpsim.calibration.cells import QUIET
 from mpsim.cli.measuring import check_place, parse_seconds
+from mpsim.cli.outputs import write_text
 from mpsim.cli.tracing import traced
 from mpsim.cost.compiled import Compiled, compile_scenario
 from mpsim.cost.peak import device_memory
@@ -86,10 +87,9 @@ def check(
     if as_json:
         click.echo(json.dumps(_as_json(done, compiled), indent=1))
     else:
-        _show(done, compiled, Console())
+        _show(done, compiled, Console(emoji=False))
     if trace is not None:
-        trace.write_text(json.dumps(trace_of(done.predicted, done.measured)), encoding="utf-8")
-        click.echo(f"wrote {trace}", err=True)
+        write_text(json.dumps(trace_of(done.predicted, done.measured)), trace)
 
 
 @click.command()

@@ -56,7 +56,7 @@ def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) ->
             _show_step(run)
             if compiled is not None:
                 click.echo()
-                lay_beside(compiled, run, Console())
+                lay_beside(compiled, run, Console(emoji=False))
             else:
                 click.echo("for the simulated step beside it: mpsim calibrate, then --profile")
 

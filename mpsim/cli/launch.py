@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpsim.cli.outputs import write_text
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.formats import Tree
 from mpsim.planner.launchers.huggingface import parse, read_model
@@ -39,7 +40,7 @@ def export(file: str, *, target: str, overrides: tuple[str, ...], out: Path | No
         click.echo(f"not expressed: {item}", err=True)
     for suffix, text in exported.files.items():
         place = out.with_suffix(suffix) if out and len(exported.files) > 1 else out
-        _write(text, place)
+        write_text(text, place)
 
 
 @click.command("import")
@@ -75,7 +76,7 @@ def import_(
         click.echo(f"assumed: {text}", err=True)
     for name in imported.unread:
         click.echo(f"not read: {name}", err=True)
-    _write(imported.to_yaml(), out)
+    write_text(imported.to_yaml(), out)
 
 
 def _model(name: str | None) -> str | Tree | None:
@@ -96,12 +97,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ScenarioError(path.name, "is not text (UTF-8)") from None
-
-
-def _write(text: str, out: Path | None) -> None:
-    """The text to a file, or to the terminal."""
-    if out is None:
-        click.echo(text.rstrip("\n"))
-        return
-    out.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {out}", err=True)

@@ -141,7 +141,7 @@ def show_machine(profile: Profile, path: Path, seconds: float) -> None:
     """The fitted parameters with their standard errors, and the errors on held-out steps."""
     workers = profile.workers
     assert workers is not None
-    console = Console()
+    console = Console(emoji=False)
     table = Table(title=f"{profile.name}: {profile.device}", title_justify="left")
     for column in ("parameter", "value", "standard error"):
         table.add_column(column, justify="left" if column == "parameter" else "right")

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mpsim.cli.outputs import write_text
 from mpsim.cli.tracing import traced
 from mpsim.errors import ScenarioError
 from mpsim.planner.capacity import Capacity, Demand, capacity
@@ -22,7 +23,6 @@ from mpsim.planner.search import Evaluate, search
 from mpsim.planner.space import Problem, load_problem
 from mpsim.planner.text import search_record, show_counts, show_search
 from mpsim.spec.reader import to_yaml
-from mpsim.spec.scenario import Scenario
 from mpsim.units import parse
 
 
@@ -91,7 +91,7 @@ def plan(
         raise infeasible(problem, found)
     reports = rerun(found.best)
     if out is not None:
-        _write(found.best[0].scenario, out)
+        write_text(to_yaml(checked(found.best[0].scenario)), out)
     if as_json:
         click.echo(json.dumps(search_record(found, reports), indent=2))
     else:
@@ -152,9 +152,3 @@ def _capacity(problem: Problem, demand: Demand, simulate: Evaluate) -> Capacity:
             simulate=simulate,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-
-
-def _write(winner: Scenario, out: Path) -> None:
-    """The winner as a scenario file."""
-    out.write_text(to_yaml(checked(winner)), encoding="utf-8")
-    click.echo(f"wrote {out}", err=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from mpsim.cli.pictures import require_picture
+from mpsim.cli.outputs import require_picture
 from mpsim.cli.tracing import traced
 from mpsim.planner.remedies import infeasible
 from mpsim.report import text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mpsim.cli.outputs import write_text
 from mpsim.errors import ScenarioError
 from mpsim.spec.scenario import Scenario
 
@@ -51,7 +52,7 @@ variants:                 # run beside the above and compared with it
 def schema(out: Path | None) -> None:
     """Print the JSON Schema of a scenario, for editors."""
     text = json.dumps(Scenario.model_json_schema(), indent=2)
-    _write(text, out)
+    write_text(text, out)
 
 
 @click.command()
@@ -61,13 +62,4 @@ def init(file: Path | None, *, force: bool) -> None:
     """Write a commented starter scenario to FILE, or print it."""
     if file is not None and file.exists() and not force:
         raise ScenarioError(str(file), "exists already; use --force to overwrite it")
-    _write(STARTER, file)
-
-
-def _write(text: str, out: Path | None) -> None:
-    """The text to a file, or to the terminal."""
-    if out is None:
-        click.echo(text.rstrip("\n"))
-        return
-    out.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {out}", err=True)
+    write_text(STARTER, file)

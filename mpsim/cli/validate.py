@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 import mpsim
-from mpsim.cli.pictures import require_picture
+from mpsim.cli.outputs import require_picture
 from mpsim.errors import ScenarioError
 from mpsim.report.residuals import residual_grid, residual_rows
 from mpsim.spec.profile import load_profile

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from mpsim.cli.pictures import require_picture
+from mpsim.cli.outputs import require_picture
 from mpsim.cli.tracing import traced
 from mpsim.errors import ScenarioError
 from mpsim.planner import tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -10,9 +11,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    WithJsonSchema,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from mpsim.units import EXAMPLES, parse
 
@@ -25,47 +28,59 @@ class Declaration(BaseModel):
     )
 
 
-def _quantity(unit: str, *, zero: bool) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
-    """Validator, serialiser and schema of a quantity; the value is a float in SI units."""
-    example = EXAMPLES[unit]
+@dataclass(frozen=True)
+class Quantity:
+    """A field with a unit: text in a file, a float in SI units in memory."""
 
-    def check(value: Any) -> float:  # noqa: ANN401  (whatever stands in the YAML)
+    unit: str
+    zero: bool = False  # whether it may be zero
+
+    def __get_pydantic_core_schema__(
+        self, source: type, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Pydantic's hook: read by ``_read``, written to JSON with the unit."""
+        return core_schema.no_info_before_validator_function(
+            self._read,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: f"{value!r} {self.unit}", when_used="json"
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Pydantic's hook: an editor sees text and an example."""
+        return {"type": "string", "description": f"quantity, as '{EXAMPLES[self.unit]}'"}
+
+    def _read(self, value: object) -> float:
+        """What stands in a file, in SI units.
+
+        Raises:
+            ValueError: If it is no quantity of this unit, below zero, or a zero that may not be.
+        """
+        example = EXAMPLES[self.unit]
         if isinstance(value, bool | int | float):
             raise ValueError(f"'{value}' has no unit; write it with its unit, as in '{example}'")
         if not isinstance(value, str):
             raise ValueError(f"expected a quantity such as '{example}'")
-        number = parse(value, unit)
-        if number < 0 or (number == 0 and not zero):
-            raise ValueError(f"must be {'zero or more' if zero else 'more than zero'}, not {value}")
+        number = parse(value, self.unit)
+        if number < 0 or (number == 0 and not self.zero):
+            least = "zero or more" if self.zero else "more than zero"
+            raise ValueError(f"must be {least}, not {value}")
         return number
 
-    return (
-        BeforeValidator(check),
-        PlainSerializer(lambda value: f"{value!r} {unit}", when_used="json"),
-        WithJsonSchema({"type": "string", "description": f"quantity, as '{example}'"}),
-    )
 
-
-_b, _bs, _js = _quantity("B", zero=False)
-Bytes = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("B", zero=True)
-BytesOrZero = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("B/s", zero=False)
-Bandwidth = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("FLOP/s", zero=False)
-FlopRate = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("s", zero=False)
-Seconds = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("s", zero=True)
-SecondsOrZero = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("W", zero=False)
-Power = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("USD/s", zero=True)
-UsdRate = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("USD", zero=False)
-Usd = Annotated[float, _b, _bs, _js]
-_b, _bs, _js = _quantity("USD/W/s", zero=True)
-UsdPerJoule = Annotated[float, _b, _bs, _js]
+Bytes = Annotated[float, Quantity("B")]
+BytesOrZero = Annotated[float, Quantity("B", zero=True)]
+Bandwidth = Annotated[float, Quantity("B/s")]
+FlopRate = Annotated[float, Quantity("FLOP/s")]
+Seconds = Annotated[float, Quantity("s")]
+SecondsOrZero = Annotated[float, Quantity("s", zero=True)]
+Power = Annotated[float, Quantity("W")]
+UsdRate = Annotated[float, Quantity("USD/s", zero=True)]
+Usd = Annotated[float, Quantity("USD")]
+UsdPerJoule = Annotated[float, Quantity("USD/W/s", zero=True)]
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

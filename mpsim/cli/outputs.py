@@ -1,9 +1,11 @@
-"""Files that a command will write at its end, checked before its work begins."""
+"""Files that a command writes, and those checked before its work begins."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import click
 
 from mpsim.errors import ScenarioError
 
@@ -24,3 +26,12 @@ def require_picture(path: Path) -> None:
         raise ScenarioError(str(path), f"there is no folder {path.parent} to write it to")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ScenarioError(str(path), "cannot be written there: no permission")
+
+
+def write_text(text: str, out: Path | None) -> None:
+    """The text to a file, said on the error stream, or to the terminal."""
+    if out is None:
+        click.echo(text.rstrip("\n"))
+        return
+    out.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {out}", err=True)
