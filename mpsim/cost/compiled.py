@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,7 +15,7 @@ from mpsim.cost.derived import profile_of
 from mpsim.cost.estimate import estimate
 from mpsim.cost.memory import stage_memory
 from mpsim.cost.passes import Machine, add
-from mpsim.cost.stages import StageCost, gradient_nbytes, stage_costs, timed_layers
+from mpsim.cost.stages import StageCost, gradient_nbytes, num_buckets, stage_costs, timed_layers
 from mpsim.cost.topology import link_between
 from mpsim.cost.work import Work
 from mpsim.cost.worker import step_demand, worker_work
@@ -257,14 +256,8 @@ def _lowered(
     if replicated and plan.zero > 0:
         gathers = "start" if plan.overlap_data else "end"
     buckets = [
-        min(
-            MOST_BUCKETS,
-            math.ceil(
-                gradient_nbytes(sum(layer.parameters for layer in stage), machine) / plan.bucket
-            )
-            or 1,
-        )
-        for stage in stages
+        min(MOST_BUCKETS, num_buckets(gradient_nbytes(size, machine), machine))
+        for size in (sum(layer.parameters for layer in stage) for stage in stages)
     ]
     return _kept_graph(
         order,

@@ -17,6 +17,7 @@ from mpsim.cost.passes import (
     layer_seconds,
 )
 from mpsim.cost.worker import worker_layer_seconds
+from mpsim.spec.plan import bucket_nbytes
 from mpsim.workload.layers import Kernel, Layer
 
 TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
@@ -156,6 +157,11 @@ def gradient_nbytes(parameters: float, machine: Machine) -> float:
     return parameters * compression.top_k * (TYPE_BYTES[kind] + _INDEX_BYTES)
 
 
+def num_buckets(nbytes: float, machine: Machine) -> int:
+    """Buckets of so many bytes of gradients."""
+    return math.ceil(nbytes / bucket_nbytes(machine.plan, machine.training)) or 1
+
+
 def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
     """Seconds of the gradient exchange of a stage over its replicas, bucket after bucket.
 
@@ -171,7 +177,7 @@ def _reduce_seconds(dense: float, experts: float, machine: Machine) -> float:
         nbytes = gradient_nbytes(parameters, machine)
         if not nbytes:
             continue
-        buckets = math.ceil(nbytes / plan.bucket)
+        buckets = num_buckets(nbytes, machine)
         op = "all_reduce" if plan.zero == 0 else "reduce_scatter"
         if plan.compression.top_k is not None:
             op, nbytes = "all_gather", nbytes * plan.data * plan.context

@@ -12,7 +12,7 @@ from mpsim.cost.compiled import MOST_BUCKETS
 from mpsim.cost.memory_state import stage_state
 from mpsim.cost.passes import Machine
 from mpsim.cost.stages import gathered_nbytes, gradient_nbytes, update_seconds
-from mpsim.spec.plan import PlanSpec
+from mpsim.spec.plan import PlanSpec, bucket_nbytes
 from mpsim.workload.layers import Layer
 
 Floats = NDArray[np.float64]
@@ -55,12 +55,13 @@ def exchanged(sizes: Floats, machine: Machine) -> Floats:  # (3, U) s
             nothing: a bound.
     """
     plan, count = machine.plan, sizes.shape[1]
+    size = bucket_nbytes(plan, machine.training)
     reduce, gather = np.zeros(count), np.zeros(count)
     for parameters, axis in zip(sizes, ("data", "expert_data"), strict=True):
         if machine.gathers_each_pass:
             break
         wire = parameters * gradient_nbytes(1.0, machine)
-        pieces = np.maximum(np.ceil(wire / plan.bucket), 1.0)
+        pieces = np.maximum(np.ceil(wire / size), 1.0)
         op = "all_reduce" if plan.zero == 0 else "reduce_scatter"
         if plan.compression.top_k is not None:
             op, wire = "all_gather", wire * plan.data * plan.context
@@ -76,7 +77,8 @@ def exchanged(sizes: Floats, machine: Machine) -> Floats:  # (3, U) s
 
 def buckets(sizes: Floats, machine: Machine) -> Floats:  # (U,)
     """Gradient buckets of stages of these sizes that are ops of their own."""
-    count = np.ceil(sizes.sum(axis=0) * gradient_nbytes(1.0, machine) / machine.plan.bucket)
+    size = bucket_nbytes(machine.plan, machine.training)
+    count = np.ceil(sizes.sum(axis=0) * gradient_nbytes(1.0, machine) / size)
     return np.asarray(np.clip(count, 1.0, float(MOST_BUCKETS)))
 
 

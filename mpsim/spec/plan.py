@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mpsim.spec.cluster import Precision
+from mpsim.spec.cluster import PRECISION_BYTES, Precision
 from mpsim.spec.quantities import (
     Bytes,
     Count,
@@ -103,8 +104,8 @@ class PlanSpec(Declaration):
     members at the rate of the slowest link."""
     compression: Compression = Compression()
     """Gradient compression."""
-    bucket: Bytes = 25 * 2**20
-    """Size of a gradient bucket (torch's default)."""
+    bucket: Bytes | None = None
+    """Size of a gradient bucket; null: the framework's own (:func:`bucket_nbytes`)."""
     release: Literal["input", "weight"] = "weight"
     """Backward part after which activations of a split backward are freed: I or W."""
     step_barrier: bool = True
@@ -205,3 +206,27 @@ class TrainingSpec(Declaration):
         if self.master_weights is not None:
             return self.master_weights
         return self.stored_type != "fp32" and self.optimizer != "sgd"
+
+
+def megatron_bucket(replicas: int) -> int:
+    """Gradients of a bucket of Megatron, larger with the ring so that each piece stays large.
+
+    Source: megatron/core/distributed/distributed_data_parallel.py, ``bucket_size``.
+    """
+    return max(40_000_000, 1_000_000 * replicas)
+
+
+def bucket_nbytes(plan: PlanSpec, training: TrainingSpec) -> float:
+    """Bytes of a gradient bucket: the plan's, else what the framework does by default.
+
+    torch's DDP fills 25 MiB (torch/nn/parallel/distributed.py: ``bucket_cap_mb``); Megatron cuts
+    its gradients only to hide their exchange, else they go at once.
+    """
+    if plan.bucket is not None:
+        return plan.bucket
+    if training.framework in ("torch", "fsdp"):
+        return 25 * 2.0**20
+    if not plan.overlap_data:
+        return math.inf
+    kind = training.gradient_type or training.stored_type
+    return megatron_bucket(plan.data * plan.context) * PRECISION_BYTES[kind]

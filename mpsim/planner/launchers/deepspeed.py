@@ -107,7 +107,9 @@ def _write_zero(plan: PlanSpec, element: float) -> Mapping[str, Any]:
     return {
         "zero_optimization.stage": plan.zero,
         "zero_optimization.overlap_comm": plan.overlap_data,
-        "zero_optimization.reduce_bucket_size": round(plan.bucket / element),
+        "zero_optimization.reduce_bucket_size": round(plan.bucket / element)
+        if plan.bucket is not None
+        else None,
         "zero_optimization.mics_shard_size": group,
         "zero_optimization.offload_optimizer.device": "cpu"
         if "optimizer" in plan.offload

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpsim.planner.launchers.options import flatten
 from mpsim.spec.model import ModelSpec, Transformer
-from mpsim.spec.plan import TrainingSpec
+from mpsim.spec.plan import TrainingSpec, bucket_nbytes
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.partition import equal_counts
 from mpsim.workload.weights import has_experts
@@ -145,6 +145,7 @@ def _plan(scenario: Scenario) -> Fields:
     fields |= {
         "expert_tensor": plan.expert_tensor or plan.tensor,
         "zero_group": plan.zero_group or plan.data,
+        "bucket": bucket_nbytes(plan, scenario.training),
         "recompute_modules": sorted(plan.recompute_modules),
         "offload": sorted(plan.offload),
         "partition": stage_layers(scenario) or plan.partition,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from mpsim.planner.launchers.megatron_text import layout_counts, layout_text
 from mpsim.planner.launchers.options import Options
 from mpsim.spec.cluster import PRECISION_BYTES
 from mpsim.spec.model import Transformer
-from mpsim.spec.plan import PlanSpec, TrainingSpec
+from mpsim.spec.plan import PlanSpec, TrainingSpec, bucket_nbytes, megatron_bucket
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.partition import equal_counts
 
@@ -28,8 +29,6 @@ _MODULES = {
 _EXCHANGES = {"ring": "p2p", "all_gather": "allgather", "all_to_all": "a2a"}
 _SHARDING = {0: "no_shard", 1: "optim", 2: "optim_grads", 3: "optim_grads_params"}
 _FUSIONS = ("masked-softmax", "bias-gelu", "bias-swiglu", "bias-dropout", "rope")
-_BUCKET, _BUCKET_EACH = 40_000_000, 1_000_000
-"""Default bucket in elements: max(40e6, 1e6 x data), megatron/core distributed_data_parallel.py."""
 
 
 def write_plan(scenario: Scenario) -> Mapping[str, Any]:
@@ -73,8 +72,7 @@ def _write_stages(scenario: Scenario) -> Mapping[str, Any]:
 
 
 def _write_sharding(scenario: Scenario) -> Mapping[str, Any]:
-    plan, training = scenario.plan, scenario.training
-    element = PRECISION_BYTES[training.gradient_type or training.stored_type]
+    plan = scenario.plan
     group = plan.zero_group or plan.data
     whole = plan.data % group == 0 and plan.zero
     return {
@@ -84,9 +82,18 @@ def _write_sharding(scenario: Scenario) -> Mapping[str, Any]:
         "--num-distributed-optimizer-instances": plan.data // group if whole else None,
         "--overlap-grad-reduce": plan.overlap_data,
         "--overlap-param-gather": plan.overlap_data and plan.zero > 0,
-        "--ddp-bucket-size": round(plan.bucket / element) if plan.data > 1 else None,
+        "--ddp-bucket-size": _bucket(scenario),
         "--optimizer-cpu-offload": "optimizer" in plan.offload,
     }
+
+
+def _bucket(scenario: Scenario) -> int | None:
+    """Gradients of a bucket, where they are cut and the plan has replicas."""
+    plan, training = scenario.plan, scenario.training
+    nbytes = bucket_nbytes(plan, training)
+    if plan.data == 1 or math.isinf(nbytes):
+        return None
+    return round(nbytes / PRECISION_BYTES[training.gradient_type or training.stored_type])
 
 
 def _write_recompute(plan: PlanSpec) -> Mapping[str, Any]:
@@ -258,7 +265,7 @@ def _read_sharding(options: Options, *, data: int) -> Tree:
             "--num-distributed-optimizer-instances",
             f"{instances} does not divide the data degree ({data})",
         )
-    elements = options.count("--ddp-bucket-size", max(_BUCKET, _BUCKET_EACH * data))
+    elements = options.count("--ddp-bucket-size", megatron_bucket(data))
     overlap = options.flag("--overlap-grad-reduce")
     if zero and options.flag("--overlap-param-gather") != overlap:
         options.assume(f"plan.overlap_data = {str(overlap).lower()}: --overlap-grad-reduce")
