@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -162,7 +162,6 @@ class _Alone:
     device: float
     host: float
     named: Mapping[str, float]  # kernel → s, its window for an exchange beside it
-    anywhere: int  # exchanges that may run beside any kernel
 
     @classmethod
     def of(cls, steps: Steps, seconds: Mapping[Kernel, float], launch: float) -> _Alone:
@@ -172,8 +171,7 @@ class _Alone:
             if isinstance(step, Kernel):
                 named[step.name] = named.get(step.name, 0.0) + seconds[step] * step.count
         host = launch * sum(step.count for step in steps)
-        anywhere = sum(isinstance(step, Exchange) and step.beside == "*" for step in steps)
-        return cls(sum(named.values()), host, named, anywhere)
+        return cls(sum(named.values()), host, named)
 
     def with_exchanges(self, exchanges: float) -> float:
         """Seconds of the pass where exchanges take so much beyond its kernels."""
@@ -186,7 +184,8 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
     A pass runs its kernels one after the other. The host launches ahead of the device, so a pass
     lasts as long as the slower of the two. An exchange that may run beside a kernel costs what the
     pair takes beyond the kernel alone, in the pass that the kernel is of; one that may run beside
-    any, what it takes beyond its part of both passes, gaps of a late host included.
+    any, what it takes beyond its part of forward or backward, gaps of a late host included. So no
+    pass gets longer when a kernel of another gets shorter.
     """
     distinct = {id(layer): layer for layer in layers}
     passes = [
@@ -201,51 +200,47 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
         kernel: time * slowdown(kernel, software, device)
         for kernel, time in zip(kernels, timed.tolist(), strict=True)
     }
-    return {
-        key: LayerSeconds(
-            _pass(layer.forward, seconds, machine, other=()),
-            _pass(layer.backward_input, seconds, machine, other=layer.backward_weight),
-            _pass(layer.backward_weight, seconds, machine, other=layer.backward_input),
-        )
-        for key, layer in distinct.items()
-    }
+    found = {}
+    for key, layer in distinct.items():
+        (forward,) = _passes((layer.forward,), seconds, machine)
+        backward = _passes((layer.backward_input, layer.backward_weight), seconds, machine)
+        found[key] = LayerSeconds(forward, *backward)
+    return found
 
 
-def _pass(
-    steps: Steps, seconds: Mapping[Kernel, float], machine: Machine, *, other: Steps
-) -> dict[str, float]:
-    """Seconds of one pass by part; its exchanges may run beside kernels of the other one."""
+def _passes(
+    passes: Sequence[Steps], seconds: Mapping[Kernel, float], machine: Machine
+) -> list[Parts]:
+    """Seconds of passes by part; exchanges of one may run beside kernels of any."""
     launch = machine.host_seconds_per_launch
-    own, beside = (_Alone.of(each, seconds, launch) for each in (steps, other))
-    mine: dict[str, float] = {}  # what exchanges add to this pass,
-    its: dict[str, float] = {}  # to the other,
-    free: dict[str, float] = {}  # and to neither
-    waiting = []
-    for step in steps:
-        if isinstance(step, Kernel):
-            continue
-        name = f"{step.axis.replace('_', ' ')} exchange"
-        nbytes = step.nbytes * machine.sent_once_to_each_node(step)
-        whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)
-        if step.beside == "*":
-            waiting.append((name, whole))
-            continue
-        place, pass_ = (its, beside) if step.beside in beside.named else (mine, own)
-        if step.beside in own.named:
-            place, pass_ = mine, own
-        window = pass_.named.get(step.beside, 0.0)
-        cost = overlapped(window, whole) - window if window else whole
-        place[name] = place.get(name, 0.0) + cost
-    lasts, there = own.with_exchanges(sum(mine.values())), beside.with_exchanges(0.0)
-    window = (lasts + there) / max(1, own.anywhere + beside.anywhere)  # they share both passes
-    for name, whole in waiting:
-        free[name] = free.get(name, 0.0) + overlapped(window, whole) - window
-    added = sum(its.values())
-    shown = beside.with_exchanges(added) - there if added else 0.0
-    its = {name: cost * shown / added for name, cost in its.items()} if added else {}
-    late = lasts - own.device - sum(mine.values())
-    parts = add({COMPUTE: own.device}, mine, its, free)
-    return {**parts, LAUNCH: late} if late > 0 else parts
+    alone = [_Alone.of(steps, seconds, launch) for steps in passes]
+    added: list[dict[str, float]] = [{} for _ in passes]
+    anywhere: list[tuple[str, float]] = []
+    for place, steps in enumerate(passes):
+        for step in steps:
+            if isinstance(step, Kernel):
+                continue
+            name = f"{step.axis.replace('_', ' ')} exchange"
+            nbytes = step.nbytes * machine.sent_once_to_each_node(step)
+            whole = step.count * machine.exchange_seconds(step.op, step.axis, nbytes)
+            if step.beside == "*":
+                anywhere.append((name, whole))
+                continue
+            holders = [i for i, one in enumerate(alone) if step.beside in one.named]
+            holder = place if place in holders or not holders else holders[0]
+            window = alone[holder].named.get(step.beside, 0.0)
+            cost = overlapped(window, whole) - window if window else whole
+            added[holder][name] = added[holder].get(name, 0.0) + cost
+    lasts = [one.with_exchanges(sum(its.values())) for one, its in zip(alone, added, strict=True)]
+    window = sum(lasts) / max(1, len(anywhere))
+    free = add(*({name: overlapped(window, whole) - window} for name, whole in anywhere))
+    found: list[Parts] = []
+    for one, its, whole in zip(alone, added, lasts, strict=True):
+        share = scale(free, whole / sum(lasts)) if free and whole else {}
+        late = whole - one.device - sum(its.values())
+        parts = add({COMPUTE: one.device}, its, share)
+        found.append({**parts, LAUNCH: late} if late > 0 else parts)
+    return found
 
 
 def add(*parts: Parts) -> dict[str, float]:

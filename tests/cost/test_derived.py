@@ -86,7 +86,7 @@ def test_a_ceiling_stands_against_the_best_tile_where_the_other_has_none():
     [
         ("h200-sxm-141gb", "nvlink4", "nvlink4"),
         ("l40s", "pcie4", "pcie5"),
-        ("a30", "pcie4", None),
+        ("a30", "pcie4", "pcie5"),
         ("h20-sxm-96gb", "nvlink4", "nvlink4"),
         ("gh200-96gb", "nvlink4-gh200", "nvlink4"),
         ("gb300", "nvl72", "nvl72"),

@@ -4,7 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpsim.cost.compiled import machine_of
 from mpsim.cost.overlap import EXCHANGE_SLOWDOWN, KERNEL_SLOWDOWN, overlapped
+from mpsim.cost.passes import _passes
+from mpsim.spec.reader import build
+from mpsim.workload.layers import Exchange, Kernel
+
+TENSOR = {
+    "name": "eight",
+    "model": {"layers": 2, "hidden": 1024, "heads": 8, "vocab": 1024},
+    "cluster": {"base": "dgx-a100-80gb", "nodes": 1},
+    "plan": {"tensor": 8},
+    "training": {"global_batch": 1, "sequence": 512},
+}
 
 seconds = st.floats(1e-6, 10.0)
 
@@ -28,3 +40,24 @@ def test_the_measured_pair_comes_out():
     exchange = KERNEL_SLOWDOWN * kernel / EXCHANGE_SLOWDOWN
     assert overlapped(kernel, exchange) == pytest.approx(KERNEL_SLOWDOWN, rel=1e-12)
     assert overlapped(kernel, 0.0) == kernel
+
+
+@given(st.sampled_from(["weight_product", "*"]), st.floats(0.25, 1.0), st.floats(0.25, 1.0))
+def test_no_pass_gets_longer_when_kernels_get_shorter(beside, of_input, of_weight):
+    """Where a schedule runs the two passes apart, either may lie on the critical path by itself.
+
+    An exchange that may run beside any kernel is shared out over the passes by their length: there
+    the kernels get shorter alike.
+    """
+    machine = machine_of(build(TENSOR, {}))
+    exchange = Exchange("all_reduce", "tensor", 2e7, beside=beside)
+    mine, other = (
+        Kernel(name, "gemm", 1e11, 1e7, (1, 2048, 2048, 2048))
+        for name in ("input_product", "weight_product")
+    )
+    passes = ((mine, exchange), (other,))
+    if beside == "*":
+        of_weight = of_input
+    seconds = ({mine: 4e-4, other: 4e-4}, {mine: 4e-4 * of_input, other: 4e-4 * of_weight})
+    slow, fast = ([sum(p.values()) for p in _passes(passes, each, machine)] for each in seconds)
+    assert all(after <= before * (1 + 1e-12) for before, after in zip(slow, fast, strict=True))

@@ -108,10 +108,7 @@ class TestDevices:
         assert spec.reserved < 0.1 * spec.memory
         assert "fp32" in spec.peak
         # narrower types are never slower, nor is a matrix unit slower than plain arithmetic
-        rates = sorted(
-            ((PRECISION_BYTES[p], rate) for p, rate in spec.peak.items() if p != "tf32"),
-            reverse=True,
-        )
+        rates = sorted((-PRECISION_BYTES[p], rate) for p, rate in spec.peak.items() if p != "tf32")
         assert [rate for _, rate in rates] == sorted(rate for _, rate in rates)
         if "tf32" in spec.peak:
             assert spec.peak["fp32"] <= spec.peak["tf32"] <= max(spec.peak.values())
@@ -128,6 +125,8 @@ class TestDevices:
         ("a100-sxm-80gb", "bf16", 624),
         ("a100-sxm-40gb", "tf32", 312),
         ("a6000", "bf16", 309.7),
+        ("rtx-a5000", "bf16", 222.2),
+        ("rtx-6000-ada", "fp8", 1457),
         ("l4", "fp8", 485),
         ("l40s", "fp8", 1466),
         ("h100-sxm-80gb", "bf16", 1979),
@@ -135,6 +134,8 @@ class TestDevices:
         ("h100-pcie-80gb", "bf16", 1513),
         ("h100-nvl-94gb", "fp8", 3341),
         ("h200-sxm-141gb", "tf32", 989),
+        ("h200-nvl-141gb", "bf16", 1671),
+        ("h800-pcie-80gb", "fp8", 3026),
         ("gh200-96gb", "fp8", 3958),
         ("b200-sxm-180gb", "bf16", 4500),
         ("b200-sxm-180gb", "nvfp4", 18000),
@@ -155,13 +156,21 @@ class TestDevices:
         ("v100-sxm-32gb", "fp16", 80 * 1024 * 1.53e9),
         ("a100-sxm-80gb", "bf16", 108 * 2048 * 1.41e9),
         ("a100-sxm-80gb", "fp32", 108 * 128 * 1.41e9),
+        ("a100-sxm-64gb", "bf16", 124 * 2048 * 1.41e9),
         ("h100-sxm-80gb", "bf16", 132 * 4096 * 1.83e9),
         ("rtx-3090", "bf16", 82 * 512 * 1.695e9),
+        ("rtx-3080", "bf16", 68 * 512 * 1.71e9),
         ("rtx-4090", "bf16", 128 * 512 * 2.52e9),
         ("rtx-5090", "bf16", 170 * 512 * 2.407e9),
         ("rtx-2080", "fp16", 46 * 512 * 1.71e9),
+        ("rtx-2080-ti", "fp16", 68 * 512 * 1.545e9),
         ("titan-rtx", "fp16", 72 * 1024 * 1.77e9),
+        ("mi100", "fp16", 120 * 1024 * 1.502e9),
+        ("mi210", "bf16", 104 * 1024 * 1.7e9),
+        ("mi250", "bf16", 104 * 1024 * 1.7e9),
+        ("mi300a", "bf16", 228 * 2048 * 2.1e9),
         ("mi300x", "bf16", 304 * 2048 * 2.1e9),
+        ("mi350x", "bf16", 256 * 4096 * 2.2e9),
         ("mi355x", "bf16", 256 * 4096 * 2.4e9),
     )
 
@@ -221,6 +230,14 @@ class TestClusters:
         assert spec.nodes == 1
         assert spec.node.host_link is not None
         assert spec.network is None or spec.network.bandwidth <= spec.node.link.bandwidth
+
+    def test_every_device_has_one(self):
+        used = {zoo.load_entry("clusters", name)["device"] for name in zoo.names("clusters")}
+        assert set(zoo.names("devices")) <= used
+
+    def test_boards_without_peer_to_peer_copies_share_the_way_through_the_host(self):
+        sharing = {name for name in zoo.names("clusters") if cluster(name).node.shared_uplink}
+        assert sharing == {name for name in zoo.names("clusters") if name.endswith("-workstation")}
 
     @pytest.mark.parametrize("name", zoo.names("clusters"))
     def test_a_price_has_a_dated_source(self, name):
