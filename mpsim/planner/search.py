@@ -7,7 +7,7 @@ above the last of the best plans asked for. What is left out cannot be among the
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from mpsim.errors import MpsimError, ScenarioError
 from mpsim.planner.candidates import Candidates, Enumeration, Tally
-from mpsim.planner.evaluate import Outcome, evaluate
+from mpsim.planner.evaluate import Outcome, Refusal, evaluate
 from mpsim.planner.keys import all_keys, blocks, key_table
+from mpsim.planner.rules import in_words
 from mpsim.planner.space import Problem
 from mpsim.spec.scenario import Scenario
 
@@ -27,11 +28,13 @@ _BATCH = 16
 """Plans simulated between two looks at the bound."""
 _FRONT = 12
 """Plans simulated for the front of time and memory."""
+_EQUAL = 1e-9
+"""Relative difference of step and memory below which two plans are shown as one."""
 
 Whole = NDArray[np.int64]
 
-Evaluate = Callable[[Sequence[Scenario]], Iterable[Outcome | None]]
-"""Simulates some scenarios, in order; None for one that cannot be carried out."""
+Evaluate = Callable[[Sequence[Scenario]], Iterable[Outcome | Refusal]]
+"""Simulates some scenarios, in order; with the reason for one that cannot be carried out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,25 @@ class Found:
             return None
         return cluster.price * cluster.devices * self.outcome.step
 
+    def like(self, other: Found) -> bool:
+        """Whether step and memory are those of another plan, up to rounding."""
+        return math.isclose(
+            self.outcome.step, other.outcome.step, rel_tol=_EQUAL
+        ) and math.isclose(self.outcome.memory, other.outcome.memory, rel_tol=_EQUAL)
+
+    @property
+    def plainness(self) -> int:
+        """Fields of the plan that are not their defaults: fewer are plainer."""
+        return len(self.scenario.plan.model_dump(exclude_defaults=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """The file's own plan, where it is complete, and what became of it."""
+
+    scenario: Scenario
+    outcome: Outcome | Refusal
+
 
 @dataclass
 class Search:
@@ -57,12 +79,18 @@ class Search:
     problem: Problem
     top: int
     tally: Tally = field(default_factory=Tally)
-    best: list[Found] = field(default_factory=list)  # shortest step first
+    best: list[Found] = field(default_factory=list)  # shortest step first, no two alike
     front: list[Found] = field(default_factory=list)  # least memory first
-    evaluated: int = 0
-    refused: int = 0  # of those, plans that could not be carried out
+    own: Own | None = None
+    evaluated: int = 0  # plans of the space that were simulated
+    refusals: Counter[str] = field(default_factory=Counter)  # reason → of those, plans refused
     full: int = 0  # of those, plans that did not fit
     closest: tuple[Scenario, Outcome] | None = None  # least memory of those that do not fit
+
+    @property
+    def refused(self) -> int:
+        """Plans simulated that could not be carried out."""
+        return self.refusals.total()
 
     @property
     def limit(self) -> float:
@@ -70,7 +98,8 @@ class Search:
         return self.best[self.top - 1].outcome.step if len(self.best) >= self.top else math.inf
 
     def run(self, simulate: Evaluate) -> None:
-        """Search all of the space."""
+        """Search all of the space, the file's own plan first."""
+        self._try_own(simulate)
         for keys in blocks(all_keys(self.problem), _BLOCK):
             table = key_table(self.problem, keys)
             self._count_refused(table.refused)
@@ -86,6 +115,16 @@ class Search:
         """Nothing is known yet."""
         self._known: list[Found] = []
         self._alike: set[tuple[object, ...]] = set()
+
+    def _try_own(self, simulate: Evaluate) -> None:
+        """Simulate the plan of the file, which may have values that ``auto`` does not try."""
+        scenario = self.problem.own
+        if scenario is None:
+            return
+        (outcome,) = simulate([scenario])
+        self.own = Own(scenario, outcome)
+        if isinstance(outcome, Outcome) and outcome.fits:
+            self._keep(Found(scenario, outcome))
 
     def _count_refused(self, refused: dict[str, int]) -> None:
         """Keys that cannot cut the model, with all the plans that they stand for."""
@@ -103,9 +142,10 @@ class Search:
         queue = deque(order.tolist())
         while batch := self._batch(plans, queue):
             self._simulate(plans, batch, simulate)
-        self.tally.removed["time"] += len(queue)
         if queue:
-            self._simulate(plans, _front_places(plans, np.array(queue)), simulate)
+            front = _front_places(plans, np.array(queue))
+            self.tally.removed["time"] += len(queue) - len(front)
+            self._simulate(plans, front, simulate)
 
     def _batch(self, plans: Candidates, queue: deque[int]) -> list[int]:
         """The next plans by their bounds, none of which is known to take as long as another."""
@@ -117,7 +157,9 @@ class Search:
             kind = self._kind(plans, place)
             if kind in kinds:  # simulated only if the one that takes as long does not fit
                 waiting.append(place)
-            elif kind not in self._alike:
+            elif kind in self._alike:
+                self.tally.removed["alike"] += 1
+            else:
                 kinds.add(kind)
                 batch.append(place)
         queue.extendleft(reversed(waiting))
@@ -132,8 +174,8 @@ class Search:
         outcomes = simulate(quick)
         for place, scenario, outcome in zip(batch, scenarios, outcomes, strict=True):
             self.evaluated += 1
-            if outcome is None:
-                self.refused += 1
+            if isinstance(outcome, Refusal):
+                self.refusals[outcome.reason] += 1
             elif not outcome.fits:
                 self.full += 1
                 if self.closest is None or outcome.memory < self.closest[1].memory:
@@ -145,16 +187,20 @@ class Search:
     def _kind(self, plans: Candidates, place: int) -> tuple[object, ...]:
         """Everything but how state is sharded, where that changes no time."""
         zero = int(plans.zero[place])
-        if zero == 2 or (zero == 3 and plans.pipeline[place] > 1):
+        if zero > 1 and plans.pipeline[place] > 1:  # else it scatters, or gathers, in each pass
             zero = 1
         key = plans.table.keys[plans.row[place]]
         numbers = (plans.pipeline, plans.chunks, plans.schedule, plans.partition)
         return (key, zero, *(int(column[place]) for column in numbers))
 
     def _keep(self, found: Found) -> None:
-        """Put a plan among the best, and among those of the front."""
+        """Put a plan among the best, and among those of the front; of twins the plainer one."""
         self._known.append(found)
-        self.best.append(found)
+        twin = next((one for one in self.best if one.like(found)), None)
+        if twin is None:
+            self.best.append(found)
+        elif found.plainness < twin.plainness:
+            self.best[self.best.index(twin)] = found
         self.best.sort(key=lambda one: one.outcome.step)
         del self.best[self.top :]
 
@@ -176,17 +222,17 @@ def _front(known: Sequence[Found]) -> list[Found]:
     return kept[::-1]
 
 
-def one_by_one(scenarios: Sequence[Scenario]) -> Iterable[Outcome | None]:
+def one_by_one(scenarios: Sequence[Scenario]) -> Iterable[Outcome | Refusal]:
     """Simulate scenarios in this process."""
     return [outcome_of(scenario) for scenario in scenarios]
 
 
-def outcome_of(scenario: Scenario) -> Outcome | None:
-    """The outcome of a scenario; None if it cannot be carried out."""
+def outcome_of(scenario: Scenario) -> Outcome | Refusal:
+    """The outcome of a scenario, or why it cannot be carried out."""
     try:
         return evaluate(scenario)
-    except MpsimError:
-        return None
+    except MpsimError as error:
+        return Refusal(str(error).split("\n")[0])
 
 
 def search(problem: Problem, *, top: int = 5, simulate: Evaluate = one_by_one) -> Search:
@@ -197,8 +243,8 @@ def search(problem: Problem, *, top: int = 5, simulate: Evaluate = one_by_one) -
     """
     found = Search(problem, top)
     found.run(simulate)
-    if found.tally.legal == 0:
+    if found.tally.legal == 0 and not found.best:
         removed = found.tally.removed.most_common(1)
-        rule = f"; most fall to the rule '{removed[0][0]}'" if removed else ""
-        raise ScenarioError("plan", f"none of {found.tally.considered} plans is legal{rule}")
+        rule = f"; most fall to the rule '{in_words(removed[0][0], problem)}'" if removed else ""
+        raise ScenarioError("plan", f"none of {found.tally.considered:,} plans is legal{rule}")
     return found

@@ -131,6 +131,20 @@ def spaces(draw):
     return problem(**changes)
 
 
+def test_sharded_gradients_are_no_twin_of_sharded_state():
+    """Without a pipeline ZeRO-2 scatters after each of two microbatches, ZeRO-1 once."""
+    space = problem(
+        training__global_batch=8, training__microbatch=[1], plan__tensor=[1], plan__pipeline=[1],
+        plan__context=[1], plan__chunks=[1], plan__schedule=["1f1b"], plan__zero=[0, 1, 2],
+        plan__recompute=["none"], plan__partition=["layers"], plan__overlap_data=False,
+        plan__bucket="1 MiB", cluster__nodes=1,
+    )  # fmt: skip
+    best, _ = brute_force(space)
+    found = search(space, top=2)
+    assert found.best[0].outcome.step == pytest.approx(best, rel=1e-8)
+    assert found.best[0].scenario.plan.zero == 1
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spaces())
 def test_the_winner_is_that_of_brute_force(space):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.formats import Given, Launcher, Tree, data_degree
 from mpsim.planner.launchers.options import Options, flatten, nest
 from mpsim.spec.cluster import PRECISION_BYTES
-from mpsim.spec.plan import PlanSpec, TrainingSpec
+from mpsim.spec.plan import PlanSpec, TrainingSpec, bucket_nbytes
 from mpsim.spec.scenario import Scenario
 
 _PARTITIONS = {"layers": "uniform", "parameters": "parameters"}
@@ -80,7 +81,7 @@ def write(scenario: Scenario) -> Mapping[str, Any]:
         "data_types.grad_accum_dtype": gradient,
         "communication_data_type": _wire(plan, gradient),
         **_write_optimizer(training),
-        **_write_zero(plan, PRECISION_BYTES[gradient]),
+        **_write_zero(plan, bucket_nbytes(plan, training), PRECISION_BYTES[gradient]),
         "tensor_parallel.autotp_size": plan.tensor if plan.tensor > 1 else None,
         "sequence_parallel_size": plan.context if plan.context > 1 else None,
         **_write_pipeline(plan),
@@ -102,14 +103,13 @@ def _write_optimizer(training: TrainingSpec) -> Mapping[str, Any]:
     }
 
 
-def _write_zero(plan: PlanSpec, element: float) -> Mapping[str, Any]:
+def _write_zero(plan: PlanSpec, bucket: float, element: float) -> Mapping[str, Any]:
     group = plan.zero_group if plan.zero == 3 else None
+    elements = None if math.isinf(bucket) else round(bucket / element)
     return {
         "zero_optimization.stage": plan.zero,
         "zero_optimization.overlap_comm": plan.overlap_data,
-        "zero_optimization.reduce_bucket_size": round(plan.bucket / element)
-        if plan.bucket is not None
-        else None,
+        "zero_optimization.reduce_bucket_size": elements,
         "zero_optimization.mics_shard_size": group,
         "zero_optimization.offload_optimizer.device": "cpu"
         if "optimizer" in plan.offload
