@@ -84,8 +84,9 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
     ZeRO (arXiv:1910.02054) shards optimizer state and master weights from stage 1, gradients from
     stage 2, parameters from stage 3; then the weights of the running layer and of the next one
     are there in full. torch FSDP shards parameters at stage 2 too (SHARD_GRAD_OP): what stays
-    gathered are copies in the type of compute. With ``quantised_parameters`` the matrices stand in
-    8 bits alone (below stage 3).
+    gathered are copies in the type of compute. It casts gradients that it has scattered back to the
+    type of the parameters (fsdp/_runtime_utils.py: ``_cast_grad_to_param_dtype``). With
+    ``quantised_parameters`` the matrices stand in 8 bits alone (below stage 3).
     """
     counts, (dense, expert) = parameter_counts(layers), shard_groups(plan)
 
@@ -99,7 +100,8 @@ def stage_state(layers: Sequence[Layer], plan: PlanSpec, training: TrainingSpec)
     weights = over(stored, 2 if training.framework == "fsdp" else 3)
     if training.quantised_parameters and plan.zero < 3:
         weights -= stored * _quantised(layers, training)
-    static = {"parameters": weights, "gradients": over(gradient, 2)}
+    summed = max(gradient, stored) if training.framework == "fsdp" else gradient
+    static = {"parameters": weights, "gradients": over(summed, 2)}
     if training.keeps_master_weights:
         static["master_weights"] = over(4, 1)
     static["optimizer_state"] = _optimizer(layers, training, over(1, 1), counts)

@@ -17,7 +17,7 @@ from mpsim.cost.topology import group_of
 from mpsim.cost.work import Floats
 from mpsim.spec.cluster import ClusterSpec, LinkSpec
 from mpsim.spec.plan import PlanSpec, TrainingSpec
-from mpsim.spec.profile import LinkFit, Profile
+from mpsim.spec.profile import LinkFit, Profile, load_profile
 from mpsim.spec.workers import Workers
 from mpsim.workload.layers import Exchange, Kernel, Layer
 
@@ -78,9 +78,14 @@ class Machine:
         )
 
     def link_fit(self) -> LinkFit | None:
-        """Fitted factors, where the cluster's link is of the kind that they were fitted on."""
-        fit = self.profile.link
-        return fit if fit is not None and suits(fit, self.cluster.node.link) else None
+        """Fitted factors for the node's link: the profile's own, or those that the link names.
+
+        Either only where they are of the technology of the link.
+        """
+        link = self.cluster.node.link
+        named = load_profile(link.profile).link if link.profile else None
+        found = (fit for fit in (self.profile.link, named) if fit and suits(fit, link))
+        return next(found, None)
 
     @property
     def host_seconds_per_launch(self) -> float:

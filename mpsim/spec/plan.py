@@ -133,10 +133,11 @@ class PlanSpec(Declaration):
     def _consistent(self) -> Self:
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel needs tensor parallelism (tensor > 1)")
-        if (self.data * self.context * self.tensor) % (self.expert * (self.expert_tensor or 1)):
+        each = self.expert_tensor or self.tensor
+        if (self.data * self.context * self.tensor) % (self.expert * each):
             raise ValueError(
-                f"expert ({self.expert}) must divide data x context x tensor "
-                f"({self.data * self.context * self.tensor})"
+                f"expert x expert_tensor ({self.expert} x {each}) must divide data x context x "
+                f"tensor ({self.data * self.context * self.tensor})"
             )
         if self.data_parallel == "data_parallel" and self.tensor * self.pipeline * self.context > 1:
             raise ValueError(

@@ -17,16 +17,19 @@ from mpsim.errors import ScenarioError
 from mpsim.schedule.orders.interleaved import legal_group_size
 from mpsim.spec.reader import build
 from mpsim.spec.scenario import Scenario
+from mpsim.validation.devices import device_of
 from mpsim.validation.generation import (
     Framework,
     attention_of,
     framework_of,
+    names_deepspeed,
     precision_of,
-    supported_precision,
 )
 from mpsim.validation.kept import (
     fused_loss,
     keeps_quantised_parameters,
+    offloaded,
+    optimizer_of,
     quantised_copies,
     sums_in_16_bits,
 )
@@ -37,6 +40,7 @@ from mpsim.validation.splits import (
     chunks_of,
     degrees_of,
     expert_of,
+    expert_tensor_of,
     partition_of,
 )
 
@@ -50,9 +54,10 @@ _GPT2_VOCAB = 50257
 _SCHEDULES = {"zb_1p": "zb_auto", "zb_2p": "zb_auto", "none": "1f1b"}
 """Names of records → names of orders; 1p and 2p are the searched schedule under a memory limit of
 one and two times that of 1F1B (arXiv:2401.10241)."""
-_OPTIMIZERS = {"adam": "adam", "adamw": "adam", "sgd": "sgd", "adafactor": "adafactor"}
-_FUSED_DISPATCH = re.compile(r"dispatcher (deepep|hybridep)")
-"""How notes name dispatchers that sort as they send."""
+_FUSED_DISPATCH = re.compile(r"\b(deepep|hybridep)\b", re.IGNORECASE)
+"""Dispatchers that sort as they send, by name."""
+_WHOLE_GRAPHS = re.compile(r"full_iteration(?! graphs? off)")
+"""How notes name captured graphs of whole steps."""
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
 
 
@@ -85,13 +90,12 @@ def to_scenario(record: Record) -> Expressed:
     notes = Assumptions()
     framework = framework_of(record)
     degrees = degrees_of(record, notes)
-    cluster = cluster_tree(record.cluster, notes.texts)
     tree: Tree = {
         "name": record.id,
         "model": _model(record, framework, degrees["tensor"], notes),
-        "cluster": cluster,
+        "cluster": cluster_tree(record.cluster, precision_of(record), notes.texts),
         "plan": _plan(record, framework, degrees, notes),
-        "training": _training(record, framework, cluster["device"], degrees, notes),
+        "training": _training(record, framework, degrees, notes),
     }
     scenario = _grouped(build(tree), notes)
     open_fields = [path for path in _TUNED if _is_open(record, path)]
@@ -123,6 +127,8 @@ _TUNED = ("plan.recompute", "training.microbatch", "plan.chunks")
 def _is_open(record: Record, path: str) -> bool:
     """Whether the record has no value at a path."""
     part, name = path.split(".")
+    if path == "plan.recompute" and record.plan.recompute_modules:
+        return False  # what is recomputed is stated
     return getattr(getattr(record, part), name) is None
 
 
@@ -189,7 +195,9 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
     tensor, pipeline = degrees["tensor"], degrees["pipeline"]
     chunks = chunks_of(record, pipeline, notes)
     _check_stages(record, pipeline, chunks)
-    parallel = notes.default("plan.sequence_parallel", plan.sequence_parallel, tensor > 1)
+    parallel = notes.default(
+        "plan.sequence_parallel", plan.sequence_parallel, tensor > 1 and not legacy
+    )
     quiet = Assumptions()  # what a degree of one makes meaningless is no assumption
     overlap_tensor = (notes if tensor > 1 else quiet).default(
         "plan.overlap_tensor", plan.overlap_tensor, framework == "megatron" and parallel
@@ -202,7 +210,7 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         **degrees,
         "chunks": chunks,
         "expert": expert_of(record, degrees, notes),
-        "expert_tensor": notes.default("plan.expert_tensor", plan.expert_tensor, 1),
+        "expert_tensor": expert_tensor_of(record, degrees, notes),
         "sequence_parallel": parallel and tensor > 1,
         "zero": notes.default("plan.zero", plan.zero, int(framework == "megatron")),
         "zero_group": plan.zero_group,
@@ -214,11 +222,12 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "overlap_tensor": overlap_tensor and tensor > 1,
         "overlap_expert": "expert all-to-all overlap on" in record.notes,
         "expert_dispatch": "fused" if _FUSED_DISPATCH.search(record.notes) else "all_to_all",
-        "graphs": "full_iteration" in record.notes,
+        "graphs": bool(_WHOLE_GRAPHS.search(record.notes)),
         "p2p": _p2p(record, legacy),
-        "offload": ["activations"] if "offloading_num_layers" in (plan.offload or "") else [],
+        "offload": offloaded(plan.offload, notes),
     }
-    return tree | _schedule(record, pipeline, chunks, notes) | _recompute(record, notes, pipeline)
+    stages = pipeline * chunks
+    return tree | _schedule(record, pipeline, chunks, notes) | _recompute(record, notes, stages)
 
 
 def _check_stages(record: Record, pipeline: int, chunks: int) -> None:
@@ -257,17 +266,21 @@ def _schedule(record: Record, pipeline: int, chunks: int, notes: Assumptions) ->
     return tree
 
 
-def _recompute(record: Record, notes: Assumptions, pipeline: int) -> Tree:
-    """Recomputation; whole layers recomputed in part are full recomputation of some layers."""
+def _recompute(record: Record, notes: Assumptions, stages: int) -> Tree:
+    """Recomputation; whole layers recomputed in part are full recomputation of some layers.
+
+    ``stages`` counts virtual ones, as the number of layers to recompute does in Megatron
+    (arguments.py: --recompute-num-layers).
+    """
     plan, layers = record.plan, record.model.layers
-    kind = notes.default("plan.recompute", plan.recompute, "none")
     modules = plan.recompute_modules or []
+    kind = notes.default("plan.recompute", plan.recompute, "selective" if modules else "none")
     whole = [_WHOLE_LAYERS.fullmatch(module) for module in modules]
     if "every_2nd_layer" in modules:
-        return {"recompute": "full", "recompute_layers": max(1, layers // pipeline // 2)}
+        return {"recompute": "full", "recompute_layers": max(1, layers // stages // 2)}
     if whole and whole[0]:
         share = int(whole[0][1]) / int(whole[0][2])
-        count = max(1, round(share * layers / pipeline))
+        count = max(1, round(share * layers / stages))
         if "layers per stage" in record.notes:
             count = int(whole[0][1])
         return {"recompute": "full", "recompute_layers": count}
@@ -279,12 +292,11 @@ def _recompute(record: Record, notes: Assumptions, pipeline: int) -> Tree:
     return tree
 
 
-def _training(
-    record: Record, framework: Framework, device: str, degrees: Tree, notes: Assumptions
-) -> Tree:
+def _training(record: Record, framework: Framework, degrees: Tree, notes: Assumptions) -> Tree:
     """The training part."""
     training, plan = record.training, record.plan
-    precision = supported_precision(record, device)
+    precision = precision_of(record)
+    device, _ = device_of(record.cluster, precision, [])
     if plan.precision != precision:
         notes.texts.append(f"training.precision = {precision}")
     micro = notes.default("training.microbatch", training.microbatch, _microbatch(record, degrees))
@@ -295,19 +307,15 @@ def _training(
     if batch % replicas:
         batch = -(-batch // replicas) * replicas
         notes.texts.append(f"training.global_batch = {batch}")
-    optimizer = (plan.optimizer or "").lower()
-    if optimizer not in _OPTIMIZERS:
-        # Muon keeps one momentum; its orthogonalisation is not modelled
-        guess = "momentum" if optimizer == "muon" else "adam"
-        notes.texts.append(f"training.optimizer = {guess}")
-    else:
-        guess = _OPTIMIZERS[optimizer]
+    optimizer, exact = optimizer_of(plan.optimizer)
+    if not exact:
+        notes.texts += [f"training.{name} = {value}" for name, value in optimizer.items()]
     tree: Tree = {
         "global_batch": batch,
         "microbatch": micro,
         "sequence": training.sequence,
         "precision": precision,
-        "optimizer": guess,
+        **optimizer,
         "framework": framework,
         "quantised_parameters": keeps_quantised_parameters(record, precision),
         "quantised_copies": quantised_copies(device, precision),
@@ -330,17 +338,22 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
     """Number formats of parameters and gradients.
 
     FSDP keeps fp32 parameters, which it casts for compute, and no master copy; it reduces gradients
-    in the type of compute unless told otherwise (MixedPrecision.reduce_dtype). Megatron sums bf16
+    in the type of compute unless told otherwise (MixedPrecision.reduce_dtype). Under autocast the
+    gradients of fp32 parameters are fp32. DeepSpeed keeps and reduces 16-bit ones beside an fp32
+    master copy (arXiv:1910.02054, section 3.1). Megatron sums bf16
     gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
     fp16 gradients with --fp16; recipes of 8 and 4 bits keep bf16 gradients (NeMo's and
     Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False, for bf16 too).
     """
-    if framework in ("fsdp", "torch"):
-        tree: Tree = {"parameter_type": "fp32"}
-        wide = precision in ("fp32", "tf32")
-        guess = "fp32" if wide else "fp16" if precision == "fp16" else "bf16"
+    short = "fp16" if precision == "fp16" else "bf16"
+    tree: Tree = {}
+    if framework in ("fsdp", "torch") and not names_deepspeed(record):
+        tree = {"parameter_type": "fp32"}
+        wide = framework == "torch" or precision in ("fp32", "tf32")
+        guess = "fp32" if wide else short
+    elif framework == "fsdp":
+        guess = "fp32" if precision in ("fp32", "tf32") else short
     else:
-        tree = {}
         guess = {"fp16": "fp16", "fp8": "bf16", "mxfp8": "bf16", "nvfp4": "bf16"}.get(
             precision, "bf16" if precision == "bf16" and sums_in_16_bits(record) else "fp32"
         )

@@ -15,21 +15,21 @@ _MAKERS = {"nvidia", "amd", "intel", "google", "aws", "tesla", "geforce", "quadr
 """Words of a device's name that do not tell it from another."""
 _MEMORY = re.compile(r"(\d+)gb")
 _FORM = re.compile(r"sxm\d")
-_NARROWER: dict[str, tuple[str, ...]] = {
-    "nvfp4": ("mxfp8", "fp8", "bf16", "fp16", "fp32"),
-    "mxfp8": ("fp8", "bf16", "fp16", "fp32"),
-    "fp8": ("bf16", "fp16", "fp32"),
+_INSTEAD: dict[str, tuple[str, ...]] = {
+    "nvfp4": ("mxfp8", "fp8"),
+    "mxfp8": ("fp8",),
     "bf16": ("fp16", "fp32"),
     "fp16": ("bf16", "fp32"),
     "tf32": ("fp32",),
 }
-"""What a device without units for a format computes it in, the likeliest first."""
+"""What a device without units for a format computes it in, the likeliest first. A device without
+any 8-bit units runs no 8-bit recipe."""
 
 
 def supported(precision: str, device: str) -> str:
     """The precision, or that in which a device of the zoo computes it for lack of units."""
     peak = load_entry("devices", device)["peak"]
-    forms = (precision, *_NARROWER.get(precision, ()))
+    forms = (precision, *_INSTEAD.get(precision, ()))
     return next((form for form in forms if form in peak), precision)
 
 

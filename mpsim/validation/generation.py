@@ -10,15 +10,21 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from mpsim.spec.zoo import load_entry
+from mpsim.validation.devices import device_of, supported
 from mpsim.validation.records import Record
 
 Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
 
 _FUSED_ATTENTION_TYPES = ("bf16", "fp8", "mxfp8", "nvfp4")
-_NAMES_MEGATRON = re.compile(r"\b(Megatron|Transformer Engine)\b")
-_WIDER = {"nvfp4": "mxfp8", "mxfp8": "fp8", "tf32": "fp32"}
-"""What a device without units for a format computes it in."""
+_NAMES_MEGATRON = re.compile(r"\b(Megatron|Transformer Engine)\b", re.IGNORECASE)
+
+
+_NAMES_DEEPSPEED = re.compile(r"\bDeepSpeed\b", re.IGNORECASE)
+
+
+def names_deepspeed(record: Record) -> bool:
+    """Whether the record names DeepSpeed."""
+    return bool(_NAMES_DEEPSPEED.search(f"{record.where} {record.notes}"))
 
 
 def framework_of(record: Record) -> Framework:
@@ -50,19 +56,18 @@ def attention_of(record: Record) -> Literal["flash", "math"]:
 
 
 def precision_of(record: Record) -> str:
-    """The precision; where it is not stated, the last one named in its clause of the notes."""
-    if record.plan.precision:
-        return record.plan.precision
-    clause = record.notes.partition("precision:")[2].partition("source gaps")[0].lower()
+    """The precision, in a form that the device has units for.
+
+    Where none is stated, the last one named in its clause of the notes, else bf16.
+    """
+    precision = record.plan.precision or _guessed(record.notes)
+    device, _ = device_of(record.cluster, precision, [])
+    return supported(precision, device)
+
+
+def _guessed(notes: str) -> str:
+    """The precision that the notes name last in their clause on it, else bf16."""
+    clause = notes.partition("precision:")[2].partition("source gaps")[0].lower()
     named = re.findall(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b", clause)
     # "fp32 peak, so probably tf32" names the guess last
     return named[-1] if named else "bf16"
-
-
-def supported_precision(record: Record, device: str) -> str:
-    """The precision of a record, in the next wider form that the device has units for."""
-    peak = load_entry("devices", device)["peak"]
-    precision = precision_of(record)
-    while precision not in peak and precision in _WIDER:
-        precision = _WIDER[precision]
-    return precision

@@ -10,6 +10,9 @@ import re
 
 from mpsim.spec.zoo import load_entry
 from mpsim.validation.records import Record
+from mpsim.validation.splits import Assumptions
+
+Tree = dict[str, str]
 
 _FUSED_LOSS = re.compile(r"\bllm-foundry\b")
 """Software whose loss works on 16-bit logits by default: llm-foundry (models/mpt/modeling_mpt.py:
@@ -89,3 +92,46 @@ def memory_kind(record: Record) -> str:
     if peak is None or _named(_DRIVER_LOGS, record):
         return "nvidia_smi"
     return "nvidia_smi" if peak % 2**20 == 0 and peak % 2**28 else "allocated"
+
+
+_OPTIMIZERS: tuple[tuple[str, Tree], ...] = (
+    ("adafactor", {"optimizer": "adafactor"}),
+    # two numbers of 8 bits for a parameter (arXiv:2110.02861): one of 16
+    (r"adam.*8.?bit|8.?bit.*adam", {"optimizer": "momentum", "state_type": "bf16"}),
+    ("adam|lamb", {"optimizer": "adam"}),
+    ("lion|muon|momentum|nesterov|lars", {"optimizer": "momentum"}),
+    ("sgd", {"optimizer": "sgd"}),
+)
+"""Update rules by name → fields of a scenario. Muon, Lion (arXiv:2302.06675) and LARS keep one
+number for a parameter; the orthogonalisation of Muon is not modelled."""
+_KNOWN = ("adam", "adamw", "sgd", "adafactor", "momentum")
+
+
+def optimizer_of(stated: str | None) -> tuple[Tree, bool]:
+    """Fields of a scenario for an optimizer, Adam where none is known; whether it is just that."""
+    name = (stated or "").lower()
+    found = next((fields for text, fields in _OPTIMIZERS if re.search(text, name)), None)
+    return found or {"optimizer": "adam"}, name in _KNOWN
+
+
+_OFFLOADED = (
+    ("optimizer", r"optim|zero.?(offload|infinity)|adam"),
+    ("weights", r"param|weight|zero.?infinity"),
+    ("activations", r"activation|offloading_num_layers"),
+)
+"""What is kept in host memory → how records say so."""
+
+
+def offloaded(stated: str | None, notes: Assumptions) -> list[str]:
+    """What a record's text on offloading means.
+
+    ZeRO-Offload keeps the optimizer's state on the host (arXiv:2101.06840), ZeRO-Infinity the
+    weights too (arXiv:2104.07857). Offloading the activations of some layers counts as all.
+    """
+    text = (stated or "").lower()
+    if text in ("", "none", "no", "false") or re.search(r"num_layers\s*[=:]?\s*0\b", text):
+        return []
+    found = [part for part, words in _OFFLOADED if re.search(words, text)] or ["optimizer"]
+    if text not in found:
+        notes.texts.append(f"plan.offload = {found}")
+    return found

@@ -131,9 +131,10 @@ def _verdict(expressed: Expressed, found: Sequence[Report]) -> bool | None:
     ):
         if found[0].fits and not expressed.open_memory:
             return True
-        last = found[-1].scenario.plan  # tried where the others did not fit
-        least = last.recompute == "full" and last.recompute_layers is None
-        return False if least and not any(report.fits for report in found) else None
+        # where one nearly fitted, those that hold less were not tried
+        least = min(report.scenario.training.microbatch for report in found)
+        open_still = any(_nearly_fits(report) for report in found) or least > 1
+        return None if open_still else False
     return found[0].fits
 
 
@@ -185,7 +186,7 @@ def _kinds(expressed: Expressed) -> dict[str, dict[str, object]]:
     model = scenario.model
     if "plan.recompute_layers" not in expressed.open or not isinstance(model, Transformer):
         return {"": dict(modules)}
-    each = model.layers // scenario.plan.pipeline
+    each = max(1, model.layers // (scenario.plan.pipeline * scenario.plan.chunks))
     counts = sorted({max(1, round(each * share)) for share in _SHARES})
     return {
         f"plan.recompute_layers = {count}": {

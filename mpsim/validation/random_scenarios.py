@@ -51,6 +51,7 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
     if model is not None:
         tensor, context = 1, 1
     model = model or _model(generator, pipeline * chunks)
+    each = _pick(generator, (1, tensor))  # tensor degree of experts
     microbatch = _power(generator, 4)
     microbatches = pipeline * int(generator.integers(1, 5))
     blocking = ("async", "batched", "serial")
@@ -63,7 +64,8 @@ def _tree(generator: np.random.Generator) -> dict[str, Any]:
             "data": data,
             "context": context,
             "context_exchange": _pick(generator, ("ring", "all_gather", "all_to_all")),
-            "expert": _power(generator, data * tensor) if "experts" in model else 1,
+            "expert": _power(generator, data * tensor // each) if "experts" in model else 1,
+            "expert_tensor": each if "experts" in model else None,
             "chunks": chunks,
             "schedule": schedule,
             "slices": _power(generator, 4) if known.slices else 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mpsim.spec.cluster import Precision
 
@@ -39,6 +39,16 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls(cls, tree: object) -> object:
+        """``null`` is as good as leaving out what may be left out."""
+        if not isinstance(tree, dict):
+            return tree
+        fields = cls.model_fields
+        optional = {name for name, field in fields.items() if not field.is_required()}
+        return {k: value for k, value in tree.items() if value is not None or k not in optional}
 
 
 class RecordedModel(Part):

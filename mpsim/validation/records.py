@@ -64,6 +64,12 @@ class Record(Part):
         if (whole and product != devices) or devices % product:
             raise ValueError(f"plan: the degrees give {product} devices, the cluster has {devices}")
         stages = self.plan.stage_layers
+        pipeline, chunks = self.plan.pipeline, self.plan.chunks
+        if stages is not None and pipeline and len(stages) % (pipeline * (chunks or 1)):
+            raise ValueError(
+                f"plan.stage_layers: {len(stages)} stages, the pipeline has {pipeline}"
+                + (f" x {chunks}" if chunks else "")
+            )
         if stages is not None and sum(stages) != self.model.layers:
             raise ValueError(
                 f"plan.stage_layers: sum to {sum(stages)}, the model has {self.model.layers} layers"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from mpsim.spec.zoo import load_entry
+from mpsim.units import parse
+from mpsim.validation.devices import device_of
 from mpsim.validation.records import Record
 
+_BRIDGE = re.compile(r"\b(Megatron-Bridge|NeMo)\b", re.IGNORECASE)
 Stated = TypeVar("Stated")
 """Type of a value that a record may state."""
 
@@ -30,6 +35,8 @@ class Assumptions:
 def degrees_of(record: Record, notes: Assumptions) -> dict[str, int]:
     """The four degrees; open ones filled by data up to the batch, tensor up to the node, context.
 
+    Before that tensor and pipeline are raised, where open, until the model's state is held.
+
     A data degree above the number of microbatches cannot be what was run (its source derived it
     from the device count): the excess is moved to context, which keeps devices and batch.
     """
@@ -45,6 +52,10 @@ def degrees_of(record: Record, notes: Assumptions) -> dict[str, int]:
         "tensor": _divisor(record.model.heads, record.cluster.devices_per_node),
         "context": rest,
     }
+    for name, degree in _least_that_holds(record, rest, caps["tensor"]).items():
+        known[name] = degree
+        rest //= degree
+        notes.texts.append(f"plan.{name} = {degree}")
     free = [name for name in caps if known[name] is None]
     for name in free:
         known[name] = rest if name == free[-1] else _divisor(rest, caps[name])
@@ -56,6 +67,46 @@ def degrees_of(record: Record, notes: Assumptions) -> dict[str, int]:
         known["data"] = data
         notes.texts.append(f"plan.data = {data}, plan.context = {known['context']}")
     return known
+
+
+def _least_that_holds(record: Record, rest: int, most: int) -> dict[str, int]:
+    """Tensor, then pipeline degree, where open, until weights and their state fit the devices.
+
+    The state is 16 B for a parameter (arXiv:1910.02054, section 3.1), 4 B once the optimizer's part
+    is sharded, a share where all is; a half of the device is left to activations. What would fit
+    without either stays open.
+    """
+    plan = record.plan
+    device, _ = device_of(record.cluster, plan.precision or "bf16", [])
+    memory = parse(str(load_entry("devices", device)["memory"]), "B")
+    sharded = {1: 6.0, 2: 4.0, 3: 0.0}.get(1 if plan.zero is None else plan.zero, 16.0)
+    each = max(sharded, 16.0 / record.cluster.devices)
+    pieces = each * _parameters(record) / (memory / 2)
+    pieces /= (plan.tensor or 1) * (plan.pipeline or 1)
+    if pieces <= 1:
+        return {}
+    found: dict[str, int] = {}
+    if plan.tensor is None:
+        found["tensor"] = _divisor_from(pieces, math.gcd(most, rest))
+        pieces, rest = pieces / found["tensor"], rest // found["tensor"]
+    if plan.pipeline is None and pieces > 1:
+        found["pipeline"] = _divisor_from(pieces, math.gcd(record.model.layers, rest))
+    return found
+
+
+def _parameters(record: Record) -> float:
+    """Parameters as the source prints them; else 4 h² + 2 or 3 h · ffn a layer, and the table."""
+    model = record.model
+    if model.parameters:
+        return model.parameters
+    ffn = (model.expert_ffn or model.ffn or 4 * model.hidden) * (model.experts or 1)
+    mlp = (2 if model.family == "gpt" else 3) * model.hidden * ffn
+    return model.layers * (4.0 * model.hidden**2 + mlp) + model.hidden * (model.vocab or 50_000)
+
+
+def _divisor_from(least: float, number: int) -> int:
+    """The smallest divisor of a number that is not below ``least``; the number if none is."""
+    return next(n for n in range(1, number + 1) if number % n == 0 and (n >= least or n == number))
 
 
 def _divisor(number: int, limit: int) -> int:
@@ -87,6 +138,22 @@ def expert_of(record: Record, degrees: Mapping[str, int], notes: Assumptions) ->
         return 1
     ranks = degrees["data"] * degrees["context"] * degrees["tensor"]
     return int(notes.default("plan.expert", record.plan.expert, math.gcd(experts, ranks)))
+
+
+def expert_tensor_of(record: Record, degrees: Mapping[str, int], notes: Assumptions) -> int:
+    """The tensor degree of the experts; where not stated, the layers' own, as in Megatron.
+
+    (arguments.py: --expert-tensor-parallel-size.) Megatron-Bridge's recipes set 1, FSDP cuts no
+    experts, and where as many experts as stated leave no devices for it there is none.
+    """
+    if not record.model.experts:
+        return 1
+    plan, tensor = record.plan, degrees["tensor"]
+    ranks = degrees["data"] * degrees["context"] * tensor
+    bridge = _BRIDGE.search(f"{record.where} {record.notes}") or (plan.zero or 0) >= 2
+    fits = ranks % ((plan.expert or 1) * tensor) == 0
+    guess = tensor if fits and not bridge else 1
+    return notes.default("plan.expert_tensor", plan.expert_tensor, guess)
 
 
 def partition_of(record: Record, stages: int, notes: Assumptions) -> str | list[int]:

@@ -35,12 +35,23 @@ def sent_tokens(share: Share, experts: Experts) -> float:
     return share.tokens_between * experts.per_token * factor
 
 
+def _gathered(share: Share) -> int:
+    """Devices of a tensor group of the experts that bring tokens of their own.
+
+    All of them where the sequence is cut; else those of one tensor group of the layers have the
+    same tokens.
+    """
+    if share.plan.sequence_parallel:
+        return share.expert_tensor
+    return max(1, share.expert_tensor // share.plan.tensor)
+
+
 def worked_tokens(share: Share, experts: Experts) -> int:
     """Copies of tokens that the busiest device's experts work on.
 
     With a capacity every expert's batch is padded to it: ``capacity_factor`` times the even share.
     """
-    group = share.expert_tensor if share.plan.sequence_parallel else 1
+    group = _gathered(share)
     load = experts.capacity_factor or experts.imbalance
     if share.plan.expert == 1:
         load = experts.capacity_factor or 1.0
@@ -132,7 +143,7 @@ def _all_to_all(share: Share, experts: Experts, nbytes: float) -> tuple[Exchange
 
 
 def _over_tensor(share: Share, op: str, nbytes: float) -> tuple[Exchange, ...]:
-    if share.expert_tensor == 1 or not share.plan.sequence_parallel:
+    if _gathered(share) == 1:
         return ()
     return (Exchange(op, "expert_tensor", nbytes),)  # type: ignore[arg-type]
 

@@ -64,6 +64,14 @@ def test_zero_shards_state_then_gradients_then_weights(zero, each):
     assert found == pytest.approx(each * parameter_count(SMALL))
 
 
+def test_fsdp_keeps_scattered_gradients_in_the_type_of_its_parameters():
+    """4 + 4 + 8 B sharded, whatever crosses the wire (FSDP: ``_cast_grad_to_param_dtype``)."""
+    kept = {"parameter_type": "fp32", "gradient_type": "bf16", "framework": "fsdp"}
+    static = memory(plan=PlanSpec(data=64, zero=3), precision="bf16", **kept).static
+    found = sum(static.get(name, 0) for name in STATE)
+    assert found == pytest.approx(16 / 64 * parameter_count(SMALL))
+
+
 def test_hybrid_sharding_shards_over_its_group():
     static = memory(plan=PlanSpec(data=64, zero=3, zero_group=8)).static
     assert static["parameters"] == 2 * parameter_count(SMALL) / 8
@@ -235,12 +243,12 @@ def test_offloaded_optimizer_passes_gradients_and_weights_once_a_step():
 def settings_of(draw):
     """A plan without ZeRO and recomputation, a model and a training that go together."""
     tensor = draw(st.sampled_from([1, 2, 4]))
-    experts = draw(st.booleans())
+    data, experts = draw(st.sampled_from([1, 2, 8])), draw(st.booleans())
     plan = PlanSpec(
         tensor=tensor,
         pipeline=draw(st.sampled_from([1, 2])),
-        data=draw(st.sampled_from([1, 2, 8])),
-        expert=draw(st.sampled_from([1, 2])) if experts and tensor == 2 else 1,
+        data=data,
+        expert=draw(st.sampled_from([1, 2])) if experts and tensor == 2 and data > 1 else 1,
         sequence_parallel=draw(st.booleans()) if tensor > 1 else False,
         attention=draw(st.sampled_from(["flash", "math"])),
         fused=draw(st.booleans()),

@@ -173,6 +173,122 @@ def test_partly_recomputed_layers_are_full_recomputation_of_some():
     assert (plan.recompute, plan.recompute_layers) == ("full", 2)
 
 
+def test_virtual_stages_recompute_their_share_of_the_layers():
+    """Of 12 layers on 2 x 2 stages, one in three is one of each three."""
+    plan = {
+        "pipeline": 2, "chunks": 2, "schedule": "interleaved_1f1b", "recompute": "full",
+        "recompute_modules": ["transformer_layer:1_of_3"],
+    }  # fmt: skip
+    assert to_scenario(record(plan=plan)).scenario.plan.recompute_layers == 1
+
+
+def test_named_modules_are_what_is_recomputed():
+    plan = {"recompute": None, "recompute_modules": ["mlp"]}
+    expressed = to_scenario(record(plan=plan))
+    assert expressed.scenario.plan.recompute == "selective"
+    assert expressed.scenario.plan.recompute_modules == ["mlp"]
+    assert "plan.recompute" not in expressed.open
+
+
+@pytest.mark.parametrize(
+    ("where", "zero", "expected"),
+    [("Megatron-LM", 1, 2), ("NVIDIA Megatron-Bridge recipes", 1, 1), ("torchtitan", 3, 1)],
+)
+def test_experts_are_cut_as_the_layers_are(where, zero, expected):
+    """Megatron's --expert-tensor-parallel-size is the tensor degree; Bridge's recipes set 1."""
+    model = {"family": "moe", "experts": 8, "experts_per_token": 2, "expert_ffn": 512, "ffn": None}
+    plan = {"expert": 2, "expert_tensor": None, "sequence_parallel": True, "zero": zero}
+    expressed = to_scenario(record(model=model, plan=plan, where=where))
+    assert expressed.scenario.plan.expert_tensor == expected
+    assert f"plan.expert_tensor = {expected}" in expressed.assumptions
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (None, []),
+        ("none", []),
+        ("ZeRO-Offload", ["optimizer"]),
+        ("optimizer states to CPU", ["optimizer"]),
+        ("ZeRO-Infinity, NVMe", ["optimizer", "weights"]),
+        ("parameters", ["weights"]),
+        ("cpu_offloading_num_layers=20", ["activations"]),
+        ("cpu_offloading_num_layers=0", []),
+    ],
+)
+def test_what_is_offloaded(stated, expected):
+    expressed = to_scenario(record(plan={"offload": stated}))
+    assert expressed.scenario.plan.offload == expected
+    assert any("plan.offload" in text for text in expressed.assumptions) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "optimizer", "bytes_each"),
+    [
+        ("adamw", "adam", 8),
+        ("fused adam", "adam", 8),
+        ("AdamW-8bit", "momentum", 2),
+        ("lion", "momentum", 4),
+        ("sgd_momentum", "momentum", 4),
+        ("sgd", "sgd", 0),
+        ("adafactor", "adafactor", None),
+        (None, "adam", 8),
+    ],
+)
+def test_optimizers_by_what_they_keep(stated, optimizer, bytes_each):
+    training = to_scenario(record(plan={"optimizer": stated})).scenario.training
+    assert training.optimizer == optimizer
+    if bytes_each is not None:
+        numbers = {"adam": 2, "momentum": 1, "sgd": 0}[optimizer]
+        assert numbers * {"fp32": 4, "bf16": 2}[training.state_type] == bytes_each
+
+
+def test_gradients_under_autocast_are_fp32_and_deepspeed_keeps_a_master_copy():
+    alone = {"tensor": 1, "pipeline": 1, "data": 16, "gradient_dtype": None, "compiled": True}
+    plain = to_scenario(record(plan=alone | {"zero": 0})).scenario.training
+    assert (plain.framework, plain.parameter_type, plain.gradient_type) == ("torch", "fp32", "fp32")
+    sharded = to_scenario(record(plan=alone | {"zero": 3})).scenario.training
+    assert (sharded.parameter_type, sharded.gradient_type) == ("fp32", "bf16")
+    deep = to_scenario(record(plan=alone | {"zero": 3}, where="deepspeed examples")).scenario
+    assert (deep.training.stored_type, deep.training.gradient_type) == ("bf16", "bf16")
+    assert deep.training.keeps_master_weights
+
+
+def test_sequences_were_not_cut_in_the_megatron_of_2021():
+    old = {"attention": "math", "precision": "fp16", "sequence_parallel": None}
+    assert not to_scenario(record(plan=old)).scenario.plan.sequence_parallel
+    assert to_scenario(record(plan={"sequence_parallel": None})).scenario.plan.sequence_parallel
+
+
+@pytest.mark.parametrize("notes", ["dispatcher hybridep", "DeepEP 1.1 dispatches the tokens"])
+def test_dispatchers_are_known_by_name(notes):
+    model = {"family": "moe", "experts": 8, "experts_per_token": 2, "expert_ffn": 512, "ffn": None}
+    expressed = to_scenario(record(model=model, plan={"expert": 2}, notes=notes))
+    assert expressed.scenario.plan.expert_dispatch == "fused"
+
+
+def test_open_degrees_are_raised_until_the_state_is_held():
+    """405e9 parameters x 6 B (ZeRO-1) over 40 GiB are 57 pieces: 8 in a node, 9 stages of 14."""
+    model = {"layers": 126, "hidden": 16384, "heads": 128, "ffn": 53248, "family": "llama"}
+    plan = {"tensor": None, "pipeline": None, "context": None, "data": None, "zero": None}
+    machine = {"device": "h100-sxm-80gb", "devices": 1008, "intra_node": "nvlink4"}
+    batch = {"global_batch": 504, "microbatch": 1, "sequence": 8192}
+    expressed = to_scenario(
+        record(model={**model, "parameters": 405e9}, plan=plan, cluster=machine, training=batch)
+    )
+    found = expressed.scenario.plan
+    assert (found.tensor, found.pipeline, found.devices) == (8, 9, 1008)
+    small = to_scenario(record(plan=plan)).scenario.plan
+    assert (small.tensor, small.pipeline) == (1, 1)
+
+
+def test_a_device_without_bf16_runs_fp16_and_no_fused_attention():
+    plan = {"precision": None, "attention": None}
+    scenario = to_scenario(record(cluster={"device": "v100-sxm-32gb"}, plan=plan)).scenario
+    assert scenario.training.precision == "fp16"
+    assert scenario.plan.attention == "math"
+
+
 def test_zero_bubble_names_are_the_searched_schedule_under_its_limit():
     one = {"tensor": 1, "pipeline": 4, "data": 4}
     plan = to_scenario(record(plan={**one, "schedule": "zb_1p"})).scenario.plan
@@ -200,10 +316,10 @@ def test_experts_and_latent_attention_are_carried_over():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"cluster": {"device": "a100-sxm-81gb"}}, "did you mean 'a100-sxm-80gb'"),
+        ({"cluster": {"device": "a100-sxn-80gb"}}, "did you mean 'a100-sxm-80gb'"),
         ({"model": {"family": "mamba_hybrid"}}, "model.family: 'mamba_hybrid' is no transformer"),
         ({"plan": {"precision": "fp8"}}, "training.precision: a100-sxm-80gb has no fp8 rate"),
-        ({"cluster": {"device": "mixed", "device_note": "Foo 1"}}, "no device of the zoo"),
+        ({"cluster": {"device": "mixed", "device_note": "Foo 1"}}, "no device 'Foo 1' in the zoo"),
     ],
 )
 def test_what_cannot_be_expressed_says_why(changes, what):

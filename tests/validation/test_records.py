@@ -36,6 +36,24 @@ def edited(path: str, value: object) -> str:
     return json.dumps(tree)
 
 
+@pytest.mark.parametrize(
+    "path", ["notes", "unknown", "source", "plan", "completeness", "trust", "measured.oom"]
+)
+def test_null_is_as_good_as_leaving_out(path):
+    record = parse_record(edited(path, None))
+    assert isinstance(record, Record)
+    tree = json.loads(edited(path, None))
+    *parents, last = path.split(".")
+    (tree[parents[0]] if parents else tree).pop(last)
+    assert record == parse_record(json.dumps(tree))
+
+
+def test_stages_must_be_as_many_as_the_pipeline_has():
+    problem = parse_record(edited("plan.stage_layers", [1, 2, 1]))
+    assert isinstance(problem, Problem)
+    assert problem.what == "plan.stage_layers: 3 stages, the pipeline has 2"
+
+
 def test_a_short_record_of_ones_own_run_is_enough():
     record = parse_record(json.dumps(GOOD))
     assert isinstance(record, Record)

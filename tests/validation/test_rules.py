@@ -16,10 +16,13 @@ from mpsim.cli import main
 from mpsim.cost import stages
 from mpsim.cost.collectives import collective_seconds
 from mpsim.cost.compiled import compile_scenario
+from mpsim.cost.estimate import estimate
 from mpsim.cost.peak import device_memory
 from mpsim.cost.recompiled import recompiled
-from mpsim.schedule.orders import SCHEDULES
-from mpsim.simulation import report_of, step_seconds
+from mpsim.engine import longest_path, periodic
+from mpsim.schedule.lowering import lower
+from mpsim.schedule.orders import SCHEDULES, make_order
+from mpsim.simulation import report_of, steady_step, step_seconds
 from mpsim.spec.model import Network
 from mpsim.spec.reader import build, changed, load
 from mpsim.spec.zoo import names as zoo_names
@@ -294,12 +297,43 @@ def test_numbers_that_cannot_be_computed_with_break_a_rule(monkeypatch):
     assert [(one.rule, one.text) for one in found] == [("sums", "division by zero")]
 
 
+WITHOUT_A_PERIOD = {
+    "name": "without a period",
+    "model": {
+        "layers": 8, "hidden": 2048, "heads": 32, "kv_heads": 8, "gated_mlp": True, "vocab": 30336,
+        "tied_embeddings": False, "experts": {"count": 8, "per_token": 2, "ffn": 256},
+    },
+    "cluster": {
+        "device": "h800-sxm-80gb", "nodes": 16,
+        "node": {
+            "devices": 1, "host_link": "pcie4",
+            "link": {"kind": "pcie", "bandwidth": "714.575 GB/s", "latency": "14.6 us"},
+        },
+        "network": {"bandwidth": "26.4058 GB/s", "latency": "3.04863 us"},
+    },
+    "plan": {
+        "tensor": 2, "pipeline": 4, "context": 2, "schedule": "pipedream",
+        "sequence_parallel": True, "context_exchange": "all_gather", "zero": 3,
+        "overlap_tensor": True, "overlap_expert": True, "offload": ["weights"],
+    },
+    "training": {"global_batch": 8, "sequence": 512, "precision": "fp16", "optimizer": "sgd"},
+}  # fmt: skip
+
+
 def test_a_steady_state_without_a_period_is_that_of_a_plain_run():
-    """The thirteenth scenario of this draw (pipedream on four stages) settles into no period."""
-    generator = np.random.default_rng([2027, 75850])
-    scenario = [random_scenario(generator) for _ in range(13)][-1]
+    """Four stages of pipedream whose ends repeat at no distance that is looked for."""
+    scenario = build(WITHOUT_A_PERIOD)
     compiled = compile_scenario(scenario)
-    assert scenario.plan.schedule == "pipedream"
-    report = report_of(compiled, engine="fast")
-    assert report.step_time == pytest.approx(report.scenario.microbatches * 0.0127, rel=0.01)
+
+    def longer(microbatches: int):
+        order = make_order("pipedream", num_devices=4, num_microbatches=microbatches)
+        graph = lower(order, p2p=scenario.plan.p2p, step=False, barrier=False)
+        return graph, estimate(graph, compiled.costs, compiled.machine)
+
+    run = periodic.run(longer, 10**6)
+    assert not run.seconds_per_microbatch
+    plain = longest_path.run(*longer(400)).end.max() / 400
+    update = max(sum(cost.update.values()) for cost in compiled.costs)
+    # filling and draining four stages are 1 % of 400 microbatches
+    assert steady_step(compiled) == pytest.approx(8 * plain + update, rel=0.01)
     assert list(broken(scenario)) == []

@@ -215,6 +215,33 @@ def test_expert_parallelism_divides_the_experts_alone(model, expert):
         assert part.parameters - part.expert_parameters == one.parameters - one.expert_parameters
 
 
+@pytest.mark.parametrize(("tensor", "sequence_parallel"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize("expert_tensor", [1, 2, 4])
+def test_cutting_experts_shares_their_work_and_loses_none(tensor, sequence_parallel, expert_tensor):
+    """Experts of 1/k of the width see the tokens of k devices, where those have their own."""
+    model = Transformer(
+        layers=1, hidden=64, heads=4, vocab=128, experts=Experts(count=4, per_token=1, ffn=64)
+    )
+    train = TrainingSpec(global_batch=4, sequence=64)
+    base = {"tensor": tensor, "data": 4, "sequence_parallel": sequence_parallel}
+
+    def work(degree: int) -> float:
+        (layer,) = (
+            one
+            for one in build_layers(model, PlanSpec(**base, expert_tensor=degree), train)
+            if one.kind == "experts"
+        )
+        return sum(
+            step.flops * step.count
+            for step in layer.forward
+            if isinstance(step, Kernel) and step.kind == "gemm" and step.shape[0] > 1
+        )
+
+    # without sequence parallelism a tensor group of the layers has the same tokens four times over
+    copies = tensor if not sequence_parallel else 1
+    assert work(expert_tensor) * min(copies, expert_tensor) == pytest.approx(work(1))
+
+
 @given(
     model=MODELS,
     attention=st.sampled_from(["math", "flash"]),
