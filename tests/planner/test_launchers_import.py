@@ -47,7 +47,8 @@ MODEL_PARALLEL_ARGS=(
 	--num-layers-per-virtual-pipeline-stage 3
 	--sequence-paralel
 )
-torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${GPT_MODEL_ARGS[@]}
+torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${GPT_MODEL_ARGS[@]} ${TRAINING_ARGS[@]} \
+    ${MODEL_PARALLEL_ARGS[@]}
 """
 
 
@@ -379,7 +380,7 @@ def test_the_launcher_is_guessed_from_the_content(text, source):
             "slurm",
             "--from: 'slurm' is not one of megatron, torchtitan, deepspeed, huggingface",
         ),
-        ("--num-layers 'x", None, "arguments: cannot be split into words: No closing quotation"),
+        ("--num-layers 'x", None, "line 1: the ' that stands there is not closed"),
         ("3", "megatron", "arguments: expected flags such as --num-layers 32, or a YAML of them"),
     ],
 )

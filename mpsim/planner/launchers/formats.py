@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpsim.errors import ScenarioError
@@ -21,10 +21,12 @@ class Given:
     Attributes:
         devices: Devices of the cluster; None where none is named.
         model: Name or fields of the model; None where none is named.
+        fields: Values by dotted path that win over the file's.
     """
 
     devices: int | None = None
     model: str | Tree | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def read(options: Options, given: Given) -> Tree:
     layers = needed(options, "--num-layers")
     plan = read_plan(options, given, layers=layers)
     return {
-        "model": read_model(options, tensor=plan["tensor"]),
+        "model": read_model(options, given, tensor=plan["tensor"]),
         "plan": plan,
         "training": read_training(options, data=plan["data"]),
     }

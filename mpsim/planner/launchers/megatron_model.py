@@ -7,8 +7,8 @@ from typing import Any
 
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.fields import expert_placement
-from mpsim.planner.launchers.formats import Tree
-from mpsim.planner.launchers.megatron_text import expand_pattern
+from mpsim.planner.launchers.formats import Given, Tree
+from mpsim.planner.launchers.megatron_text import UNUSED, expand_pattern
 from mpsim.planner.launchers.options import Options
 from mpsim.spec.model import Experts, LatentAttention, Transformer
 from mpsim.spec.scenario import Scenario
@@ -19,6 +19,9 @@ _POSITIONS = {"learned": "learned_absolute", "rope": "rope", "none": "none"}
 _POSITIONS_READ = {word: name for name, word in _POSITIONS.items()} | {"mrope": "rope"}
 _PAD = 128
 """Default of --make-vocab-size-divisible-by, which the tensor degree multiplies."""
+_GPT2 = "GPT2BPETokenizer"
+_GPT2_ENTRIES = 50257
+"""Entries of GPT-2's vocabulary (gpt2-vocab.json), which need not be asked of the file."""
 _DROPOUT = 0.1
 """Default of --attention-dropout and --hidden-dropout."""
 
@@ -100,7 +103,7 @@ def _write_latent(latent: LatentAttention) -> Mapping[str, Any]:
     }
 
 
-def read_model(options: Options, *, tensor: int) -> Tree:
+def read_model(options: Options, given: Given, *, tensor: int) -> Tree:
     """The model of Megatron-LM's flags, with Megatron's defaults where a flag is absent.
 
     Raises:
@@ -126,7 +129,7 @@ def read_model(options: Options, *, tensor: int) -> Tree:
         "head_dim": options.maybe("--kv-channels"),
         "ffn": options.maybe("--ffn-hidden-size"),
         "gated_mlp": options.flag("--swiglu") or options.flag("--quick-geglu"),
-        "vocab": _vocabulary(options, tensor),
+        "vocab": _vocabulary(options, given, tensor=tensor),
         "tied_embeddings": not options.flag("--untie-embeddings-and-output-weights"),
         "position": position,
         "positions": longest if position == "learned" else None,
@@ -152,22 +155,38 @@ def needed(options: Options, name: str) -> int:
         ScenarioError: If it is not.
     """
     if not options.has(name):
-        raise ScenarioError(name, "is missing")
+        unused = [entry for entry in options.values if entry.endswith(UNUSED)]
+        raise ScenarioError(name, "; ".join(["is missing", *unused]))
     return options.count(name)
 
 
-def _vocabulary(options: Options, tensor: int) -> int:
-    """Rows of the embedding: as given, or the vocabulary padded as Megatron does."""
+def _vocabulary(options: Options, given: Given, *, tensor: int) -> Any:  # noqa: ANN401
+    """Rows of the embedding: as given, or the vocabulary padded as Megatron does.
+
+    Of tokenizers only GPT-2's has a size that is known without its files. It is Megatron's where
+    no tokenizer is named but files of a vocabulary are.
+    """
+    tokenizer = options.raw("--tokenizer-type")
+    files = [options.has(name) for name in ("--vocab-file", "--merge-file")]
+    if "model.vocab" in given.fields:
+        return given.fields["model.vocab"]
     multiple = options.count("--make-vocab-size-divisible-by", _PAD) * tensor
     plain = options.maybe("--vocab-size")
     padded = options.maybe("--padded-vocab-size")
     if padded is not None:
         return padded
-    if plain is None:
-        raise ScenarioError(
-            "--padded-vocab-size", "is missing, and the size of a tokenizer is not in the flags"
-        )
-    return -(-plain // multiple) * multiple
+    if plain is not None:
+        return -(-plain // multiple) * multiple
+    if tokenizer == _GPT2 or (tokenizer is None and all(files)):
+        rows = -(-_GPT2_ENTRIES // multiple) * multiple
+        options.assume(f"model.vocab = {rows}: the {_GPT2_ENTRIES} entries of {_GPT2}, padded")
+        return rows
+    whose = f" of {tokenizer}" if tokenizer else ""
+    raise ScenarioError(
+        "--vocab-size",
+        f"is missing, and the file does not say how many entries the tokenizer{whose} has: add "
+        "--vocab-size or --padded-vocab-size to it, or give --set model.vocab=N",
+    )
 
 
 def _dropout(options: Options) -> float:

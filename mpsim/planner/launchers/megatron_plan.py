@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mpsim.errors import ScenarioError
@@ -167,10 +168,12 @@ def read_plan(options: Options, given: Given, *, layers: int) -> Tree:
 
 def _world(options: Options, given: Given) -> Given:
     """Devices that torchrun starts, where the text says so; those of the cluster otherwise."""
-    nodes, each = options.maybe("--nnodes"), options.maybe("--nproc-per-node")
-    if each is None:
+    if given.devices and any(
+        str(options.raw(name, "")).startswith("$") for name in ("--nnodes", "--nproc-per-node")
+    ):
         return given
-    return Given((nodes or 1) * each, given.model)
+    nodes, each = options.maybe("--nnodes"), options.maybe("--nproc-per-node")
+    return given if each is None else replace(given, devices=(nodes or 1) * each)
 
 
 def _exchange(options: Options) -> str:

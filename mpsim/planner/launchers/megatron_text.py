@@ -9,6 +9,8 @@ from typing import Any
 
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.formats import present
+from mpsim.planner.launchers.shell import read_script
+from mpsim.planner.launchers.shell_script import Script
 from mpsim.spec.yaml_text import parse_yaml
 
 _NEGATED = {
@@ -28,6 +30,13 @@ _MARK = (
     "--micro-batch-size",
     "--num-attention-heads",
 )
+UNUSED = ": no command uses it"
+"""How an entry ends that names flags of a script which nothing is started with."""
+_FLAG = re.compile(r"(?:^|[\s('\"])--\w")
+_ENDS = re.compile(r"-[A-Za-z]|\$\{?[@*]|\\$")
+"""Words that end a flag's values: a short option, the script's own arguments, a stray backslash."""
+_UNKNOWN = re.compile(r"\$(\w+|\{.*\}|\(.*\))", re.DOTALL)
+"""A word that stands for something the file does not say."""
 _LIMIT = 100_000
 """Entries that a pattern may have once written out: far above any model's layers."""
 
@@ -61,11 +70,13 @@ def _words(value: Any) -> str:  # noqa: ANN401  (a flag's value)
 def parse(text: str) -> dict[str, Any]:
     """Entries by flag of a shell text or a YAML of arguments; a flag without a word is true.
 
+    Entries that are no flags name what of a script was not read.
+
     Raises:
         ScenarioError: If the text is neither.
     """
-    if re.search(r"(^|\s)--\w", text):
-        return _parse_words(text)
+    if _FLAG.search(text):
+        return _parse_script(read_script(text))
     tree = parse_yaml(text, where="arguments")
     if not isinstance(tree, dict):
         raise ScenarioError(
@@ -74,25 +85,60 @@ def parse(text: str) -> dict[str, Any]:
     return _parse_tree(tree)
 
 
-def _parse_words(text: str) -> dict[str, Any]:
-    try:
-        words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
-    except ValueError as error:
-        raise ScenarioError("arguments", f"cannot be split into words: {error}") from None
+def _parse_script(script: Script) -> dict[str, Any]:
+    """Flags of the command that starts a training, or of all where none does."""
+    launches = [
+        command
+        for command in script.commands
+        if any(_is_program(word) for word in command.words)
+        and any(_flag_name(word) in _MARK for word in command.words)
+    ]
+    loose = [
+        name
+        for name, words in script.variables.items()
+        if name not in script.used and any(_FLAG.search(word) for word in words)
+    ]
+    words = [word for command in launches[:1] or script.commands for word in [*command.words, ";"]]
+    found = _entries(words)
+    if not launches and not any(name in found for name in _MARK):
+        # arrays of a script without its command: a file that another one reads
+        parts = [" ".join(script.variables[name]) for name in loose]
+        return _entries([word for part in parts for word in part.split()])
+    found |= {f"{name}{UNUSED}": True for name in loose}
+    others = [command for command in launches[1:] if command.words != launches[0].words]
+    found |= {f"line {command.line}: another training": True for command in others}
+    return found | dict.fromkeys(script.notes, True)
+
+
+def _is_program(word: str) -> bool:
+    """Whether a word names what torchrun or python starts."""
+    return word.endswith(".py") or word == "-m"
+
+
+def _flag_name(word: str) -> str | None:
+    """The flag of a word, its underscores as Megatron's hyphens; None where it is none."""
+    if not word.startswith("--") or len(word) == 2:
+        return None
+    return word.partition("=")[0].replace("_", "-")
+
+
+def _entries(words: Sequence[str]) -> dict[str, Any]:
+    """Flags with the words that follow them; a program, a short option or ``;`` ends them."""
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
+    unknown: list[str] = []
     for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word.partition("=")
-            name = name.replace("_", "-")
+        if name := _flag_name(word):
+            _, equals, value = word.partition("=")
             current = found[name] = [value] if equals else []
-        elif word.endswith((".py", ")", "(")) or word == "\\" or word.startswith("$@"):
-            if word.endswith(")") and len(word) > 1 and current is not None:
-                current.append(word if "(" in word else word[:-1])
+        elif _is_program(word) or word == ";" or _ENDS.match(word):
             current = None
+        elif current is not None and current and _UNKNOWN.fullmatch(word):
+            unknown.append(word)  # after a flag's value: more flags, were it known
         elif current is not None:
             current.append(word)
-    return {name: _value(values) for name, values in found.items()}
+    entries = {name: _value(values) for name, values in found.items()}
+    return entries | {f"{word}: the file does not set it": True for word in unknown}
 
 
 def _value(values: list[str]) -> Any:  # noqa: ANN401  (true, a word or words)

@@ -83,7 +83,8 @@ class Options:
         value = self.values[name]
         number = _whole(value)
         if number is None or number < least:
-            raise ScenarioError(name, f"expected a whole number of at least {least}, not '{value}'")
+            what = f"expected a whole number of at least {least}, not '{value}'"
+            raise ScenarioError(name, what + _unsaid(value))
         return number
 
     def maybe(self, name: str, *, least: int = 1) -> int | None:
@@ -98,12 +99,15 @@ class Options:
         except (TypeError, ValueError):
             number = math.nan
         if isinstance(value, bool) or math.isnan(number):
-            raise ScenarioError(name, f"expected a number, not '{value}'")
+            raise ScenarioError(name, f"expected a number, not '{value}'{_unsaid(value)}")
         return number
 
     def flag(self, name: str, *, default: bool = False) -> bool:
-        """A truth value."""
+        """A truth value; a script's word after it that cannot be known is none of it."""
         value = self.raw(name, default)
+        if _unsaid(value):
+            self.values[f"{value}: the file does not set it"] = True
+            return True
         if not isinstance(value, bool):
             raise ScenarioError(name, f"expected true or false, not '{value}'")
         return value
@@ -112,9 +116,15 @@ class Options:
         """One of the allowed texts."""
         value, options = self.raw(name, default), list(allowed)
         if value not in options:
-            hint = did_you_mean(str(value), options)
+            hint = _unsaid(value) or did_you_mean(str(value), options)
             raise ScenarioError(name, f"'{value}' is not one of {', '.join(options)}{hint}")
         return str(value)
+
+
+def _unsaid(value: Any) -> str:  # noqa: ANN401  (whatever the file holds)
+    """The remedy for a word of a script whose value cannot be known, such as ``$1``; or nothing."""
+    word = isinstance(value, str) and value.startswith(("$", "`"))
+    return ", which the file does not set: write the value into it" if word else ""
 
 
 def _whole(value: Any) -> int | None:  # noqa: ANN401  (whatever the file holds)

@@ -199,7 +199,7 @@ def import_text(
     if isinstance(nodes, int) and cluster is not None:
         cluster = ({"base": cluster} if isinstance(cluster, str) else cluster) | {"nodes": nodes}
     devices = _cluster_devices(cluster) if cluster is not None else None
-    tree = {"name": f"from {source}", **launcher.read(options, Given(devices, model))}
+    tree = {"name": f"from {source}", **launcher.read(options, Given(devices, model, fields or {}))}
     if "sequence" not in tree["training"] and "training.sequence" not in (fields or {}):
         tree["training"]["sequence"] = _sequence(tree["model"], options.assumed)
     if cluster is None:

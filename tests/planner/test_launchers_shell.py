@@ -1,0 +1,311 @@
+"""Shell scripts as bash reads them, and Megatron-LM's scripts of any shape as scenarios."""
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpsim.errors import ScenarioError
+from mpsim.planner.launchers.shell import read_script
+from mpsim.planner.launchers.shell_arithmetic import evaluate
+from mpsim.planner.launchers.translate import import_text
+
+BASH = shutil.which("bash")
+needs_bash = pytest.mark.skipif(BASH is None, reason="bash is not installed")
+
+
+def words_of_bash(script):
+    """The words of each call of ``run``, as bash itself makes them."""
+    prelude = 'set -u; run() { [ $# = 0 ] || printf "%s\\0" "$@"; printf "\\1\\0"; }\n'
+    done = subprocess.run(
+        [BASH, "--norc", "-c", prelude + script], capture_output=True, text=True, check=True
+    )
+    calls = [[]]
+    for word in done.stdout.split("\0")[:-1]:
+        if word == "\1":
+            calls.append([])
+        else:
+            calls[-1].append(word)
+    return calls[:-1]
+
+
+def words(script):
+    """The words of each call of ``run``, as mpsim reads them."""
+    commands = read_script(script).commands
+    return [command.words[1:] for command in commands if command.words[0] == "run"]
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    "script",
+    [
+        "run --x 4 --y=2",
+        "A=(--x 4 --y)\nrun ${A[@]}",
+        'A=(--x 4 \\\n --y # a comment\n --z#no-comment\n)\nrun "${A[@]}" --w',
+        'A=( --x \'two words\' )\nrun ${A[@]}\nrun "${A[@]}"\nrun "<${A[@]}>"',
+        "A=(--x)\nA+=(--y 2)\nrun ${A[*]} $A ${A}",
+        'A=(1 2)\nB=(0 ${A[@]} 3)\nrun "${B[@]}"',
+        'S="--x 4 \\\n --y 3"\nrun $S "$S"',
+        "S='--x $A'\nrun $S",
+        "S=--x\nS+=' 4'\nS=\"$S --y\"\nrun $S",
+        "N=8\nM=$((N*4)) K=$(($N / 3 + (7 - 2) % 3)) L=$((-N/3))\nrun $N ${M} $K $L a${N}b",
+        'run ${X:-8} ${X-9} "${X:=a b}" ${X:+set}',
+        "X=\nrun ${X:-1} ${X-2} a$X ${X:+3} ${X+4}\nY=5\nrun ${Y:-1} ${Y:+6}",
+        "run ${X:-${Y:-${Z:-3}}}",
+        'run \'a\'"b"c\\ d \\$x "\\$y" "a\\b"',
+        "export A=3 B=4\nrun $A $B",
+        "OMP=1 run --x",
+        "run --x 2>/dev/null 1 2>&1 <<< word | cat",
+        "run a; run b && run c\nrun d &",
+        "cat > /dev/null <<EOF\nrun 'not --this\nEOF\nrun --that",
+        "# don't\nrun a # isn't\nrun a#b",
+        'run "" \'\' x\nE=\nrun $E "$E"',
+        "if true; then T=8; fi\nrun $T",
+        "P='  --x  1  '\nrun a$P\"b\"",
+        "for i in 1; do run x; done\nwhile false; do :; done",
+        "run a\tb  \\\n   c",
+    ],
+)
+def test_words_are_those_of_bash(script):
+    assert words(script) == words_of_bash(script)
+
+
+PIECES = ["--x", "4", " ", "  ", '"', "'", "$N", "${N}", "${A[@]}", '"${A[@]}"', "#", "\\\n"]
+PIECES += ["\n", "=", "${N:-2}", "$((N+1))", "\\$", "a", "\t", '"$S"', "$S", ";", "run "]
+
+
+@needs_bash
+@settings(max_examples=60, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=8))
+def test_words_of_any_pieces_are_those_of_bash(pieces):
+    script = "N=8\nS='p q'\nA=(1 's t')\nrun " + "".join(pieces)
+    try:
+        mine = words(script)
+    except ScenarioError:
+        mine = None
+    try:
+        theirs = words_of_bash(script)
+    except subprocess.CalledProcessError:
+        return  # a syntax error, or a word that is no command
+    assert mine == theirs
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8*4", 32),
+        ("-7 / 2", -3),
+        ("-7 % 2", -1),
+        ("(1 + 2) * N", 24),
+        ("1 / 0", None),
+        ("2 ** 9 ** 9 ** 9", None),
+        ("$1 * 2", None),
+        ("M + 1", None),
+        ("N > 2 ? 1 : 0", None),
+        ("1.5", None),
+        ("(" * 150, None),
+        ("1+" * 200 + "1", None),
+    ],
+)
+def test_arithmetic_is_of_whole_numbers_or_left_alone(text, value):
+    assert evaluate(text, {"N": "8", "M": ""}.__getitem__) == value
+
+
+def test_what_cannot_be_known_stays_as_it_is_written():
+    script = 'P=$1\nH=$(hostname -f | cut -d. -f1)\nrun $P "$H" `date` ${X##*/} ${Q:?none} $Z'
+    assert words(script) == [
+        ["$1", "$(hostname -f | cut -d. -f1)", "`date`", "${X##*/}", "${Q:?none}", "$Z"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("A=(\n--x 4\n", r"line 1: the \( that stands there is not closed"),
+        ("\nrun --x 'a\n", "line 2: the ' that stands there is not closed"),
+        ('run --x "a\n', 'line 1: the " that stands there is not closed'),
+        ("run ${X\n", "line 1: the { that stands there is not closed"),
+        ("A=aaaaaaaaaa\n" + "A=$A$A\n" * 40, "A: grows without end"),
+        ("A=('' '')\n" + 'A+=("${A[@]}")\n' * 40, "A: grows without end"),
+    ],
+)
+def test_what_does_not_end_is_refused(script, message):
+    with pytest.raises(ScenarioError, match=message):
+        read_script(script)
+
+
+MODEL = """
+--num-layers 12 --hidden-size 64 --num-attention-heads 4 --seq-length 128
+--max-position-embeddings 128 --micro-batch-size 1 --vocab-size 1000
+""".replace("\n", " ")
+
+
+def test_an_array_whose_flags_begin_beside_its_bracket_is_read():
+    imported = import_text(
+        "DISTRIBUTED_ARGS=(--nproc_per_node 8 --nnodes 4)\n"
+        "PAR=(--tensor-model-parallel-size 4 --pipeline-model-parallel-size 2 "
+        "--sequence-parallel)\n"
+        f'torchrun "${{DISTRIBUTED_ARGS[@]}}" pretrain_gpt.py "${{PAR[@]}}" {MODEL}'
+    )
+    plan = imported.scenario.plan
+    assert (plan.tensor, plan.pipeline, plan.data, plan.sequence_parallel) == (4, 2, 4, True)
+    assert imported.unread == ()
+
+
+# the shape of Megatron-LM's own example of 175 billion parameters
+GPT3 = """#!/bin/bash
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+
+GPUS_PER_NODE=8
+# Change for multinode config
+MASTER_ADDR=localhost
+NUM_NODES=16
+WORLD_SIZE=$(($GPUS_PER_NODE*$NUM_NODES))
+
+CHECKPOINT_PATH=$1 #<Specify path>
+VOCAB_FILE=$2 #<Specify path to file>/gpt2-vocab.json
+MERGE_FILE=$3
+TP=8
+
+DISTRIBUTED_ARGS=(
+    --nproc_per_node $GPUS_PER_NODE\x20
+    --nnodes $NUM_NODES\x20
+    --master_addr $MASTER_ADDR\x20
+)
+GPT_MODEL_ARGS=(
+    --num-layers 96\x20
+    --hidden-size 12288\x20
+    --num-attention-heads 96\x20
+    --seq-length 2048\x20
+    --max-position-embeddings 2048\x20
+    --attention-backend auto # Can use (flash/fused/unfused/local)
+)
+TRAINING_ARGS=(
+    --micro-batch-size 1\x20
+    --global-batch-size $((12 * WORLD_SIZE))
+    --rampup-batch-size 16 16 5859375\x20
+    --fp16
+)
+MODEL_PARALLEL_ARGS=(
+\t--tensor-model-parallel-size ${TP}
+\t--pipeline-model-parallel-size ${PP:-16}
+)
+DATA_ARGS=(
+    --vocab-file $VOCAB_FILE\x20
+    --merge-file $MERGE_FILE\x20
+)
+EVAL_AND_LOGGING_ARGS=(
+    --save $CHECKPOINT_PATH\x20
+)
+torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py \\
+    ${GPT_MODEL_ARGS[@]} \\
+    ${TRAINING_ARGS[@]} \\
+    ${MODEL_PARALLEL_ARGS[@]} \\
+    ${DATA_ARGS[@]} \\
+    ${EVAL_AND_LOGGING_ARGS[@]}
+"""
+
+
+def test_the_example_of_megatron_is_read_as_it_stands():
+    imported = import_text(GPT3)
+    scenario = imported.scenario
+    assert (scenario.plan.tensor, scenario.plan.pipeline, scenario.plan.data) == (8, 16, 1)
+    assert scenario.cluster.devices == 128
+    assert (scenario.training.global_batch, scenario.training.precision) == (1536, "fp16")
+    # 50257 entries of GPT-2, padded to a multiple of 128 x 8
+    assert scenario.model.vocab == 51200
+    expected = "model.vocab = 51200: the 50257 entries of GPT2BPETokenizer, padded"
+    assert expected in imported.assumed
+    names = [name.split(";")[0] for name in imported.unread]
+    assert names == ["--master-addr", "--rampup-batch-size", "--save"]
+
+
+@pytest.mark.parametrize(
+    ("text", "vocab"),
+    [
+        ("--tokenizer-type GPT2BPETokenizer", 50304),
+        ("--tokenizer-type GPT2BPETokenizer --tensor-model-parallel-size 4", 50688),
+        ("--tokenizer-type GPT2BPETokenizer --make-vocab-size-divisible-by 1", 50257),
+        ("--vocab-file gpt2-vocab.json --merge-file gpt2-merges.txt", 50304),
+        ("--tokenizer-type Llama2Tokenizer --vocab-size 32000", 32000),
+    ],
+)
+def test_the_vocabulary_of_gpt2_is_known(text, vocab):
+    flags = MODEL.replace("--vocab-size 1000", text)
+    assert import_text(flags).scenario.model.vocab == vocab
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"), [("--tokenizer-type Llama2Tokenizer", " of Llama2Tokenizer"), ("", "")]
+)
+def test_another_vocabulary_must_be_given_and_can_be(text, whose):
+    flags = MODEL.replace("--vocab-size 1000", text)
+    with pytest.raises(ScenarioError) as caught:
+        import_text(flags)
+    assert str(caught.value) == (
+        f"--vocab-size: is missing, and the file does not say how many entries the tokenizer{whose}"
+        " has: add --vocab-size or --padded-vocab-size to it, or give --set model.vocab=N"
+    )
+    assert import_text(flags, fields={"model.vocab": 51200}).scenario.model.vocab == 51200
+
+
+def launch(before, flags=MODEL):
+    """A script with lines before its command."""
+    return f"{before}\ntorchrun --nnodes $NNODES --nproc_per_node 8 pretrain_gpt.py {flags}\n"
+
+
+def test_a_number_that_the_file_does_not_say_is_asked_for():
+    with pytest.raises(ScenarioError) as caught:
+        import_text(launch("NNODES=$1"))
+    assert str(caught.value) == (
+        "--nnodes: expected a whole number of at least 1, not '$1', "
+        "which the file does not set: write the value into it"
+    )
+    given = import_text(launch("NNODES=$1"), cluster="hgx-h100", fields={"cluster.nodes": 2})
+    assert given.scenario.plan.data == 16
+
+
+def test_conditions_unused_arrays_and_second_trainings_are_named():
+    text = launch('NNODES=1\nif [ -n "$BIG" ]; then\n  NNODES=2\nfi\nEXTRA=(--tensor 2)')
+    imported = import_text(text + f"python3 pretrain_gpt.py {MODEL} --swiglu $MORE\n")
+    assert imported.scenario.plan.data == 16
+    assert imported.unread == (
+        "EXTRA: no command uses it",
+        "line 7: another training",
+        "the condition of NNODES (line 3), taken as met",
+    )
+
+
+def test_flags_of_other_commands_are_not_the_trainings():
+    imported = import_text(
+        launch("NNODES=1\npip install --upgrade x\necho --num-layers 3")
+        + "python tools/merge.py --swiglu\n"
+    )
+    assert imported.scenario.model.layers == 12
+    assert not imported.scenario.model.gated_mlp
+    assert imported.unread == ()
+
+
+def test_a_command_in_quotes_is_read():
+    options = f'options="{MODEL} --swiglu"\nrun_cmd="python -u pretrain_gpt.py ${{options}}"\n'
+    imported = import_text(options + 'srun -l --nodes 4 sh -c "${run_cmd}"\n')
+    assert imported.scenario.model.gated_mlp
+    assert imported.scenario.plan.data == 1
+
+
+def test_a_variable_after_a_flag_may_hold_more_flags():
+    imported = import_text(launch("NNODES=1", MODEL + '--bf16 $EXTRA --clip-grad 1 $MORE "$@"'))
+    assert imported.scenario.training.precision == "bf16"
+    assert set(imported.unread) == {
+        "$EXTRA: the file does not set it",
+        "$MORE: the file does not set it",
+    }
+
+
+def test_arrays_without_a_command_are_read_and_a_missing_flag_names_the_unused_ones():
+    assert import_text(f"ARGS=({MODEL})\n").scenario.model.layers == 12
+    parts = f"ARGS=({MODEL})\nTRAIN=(--micro-batch-size 1)\n".replace("--micro-batch-size 1 ", "")
+    with pytest.raises(ScenarioError, match="size: is missing; TRAIN: no command uses it"):
+        import_text(parts + "torchrun pretrain_gpt.py ${ARGS[@]}\n")
