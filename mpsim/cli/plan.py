@@ -88,7 +88,7 @@ def plan(
     if not found.best:
         if not as_json:
             show_counts(found, console)
-        raise infeasible(problem, found)
+        raise infeasible(found)
     reports = rerun(found.best)
     if out is not None:
         write_text(to_yaml(checked(found.best[0].scenario)), out)

@@ -2,7 +2,8 @@
 
 Rules come in a fixed order and each plan is counted at the first that removes it: degrees that do
 not divide the devices, a batch that does not divide, more stages than layers, numbers that the
-schedule does not take, memory, time.
+schedule does not take, memory, time, and time that is known from a plan that differs in sharding.
+Every plan is either counted at one rule or simulated.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _FRONT_BINS = 16
 SLACK = 1 - 1e-9
 """Bounds are lowered by this, since sums in another order round otherwise."""
 
+_OF_LEGAL = ("memory", "time", "alike")
+"""Rules that remove legal plans."""
+
 
 @dataclass
 class Tally:
@@ -46,7 +50,7 @@ class Tally:
     def legal(self) -> int:
         """Plans that can be carried out at all."""
         return self.considered - sum(
-            count for rule, count in self.removed.items() if rule not in ("memory", "time")
+            count for rule, count in self.removed.items() if rule not in _OF_LEGAL
         )
 
     @property
@@ -220,6 +224,14 @@ class Enumeration:
         plain = PLAIN in self.schedules and 1 in self.chunks
         return pipeline == 1 and plain and (chunks, schedule) != (1, PLAIN)
 
+    def _lone_chunk(self, pipeline: int, chunks: int, schedule: str) -> bool:
+        """Whether a schedule of many chunks on a device is given one.
+
+        With one chunk nothing interleaves: what is left is 1F1B, GPipe or ZB-H1 with another
+        warm-up or drain, under a name that means something else.
+        """
+        return pipeline > 1 and chunks == 1 and SCHEDULES[schedule].chunks == "many"
+
     @property
     def _each(self) -> int:
         """Plans of a row with one number of chunks and one partition."""
@@ -236,19 +248,21 @@ class Enumeration:
         table, problem, base = self.table, self.problem, self.problem.base
         rows = np.arange(len(table.keys))
         across = table.column("tensor") * table.column("context") * pipeline
-        keep = problem.devices % across == 0
+        whole = problem.devices % across == 0
         data = problem.devices // across
+        keep = whole
         if problem.space.data != "auto":
-            keep &= np.isin(data, problem.options("data"))
+            keep = whole & np.isin(data, problem.options("data"))
         each = self._each * counted
         self.tally.considered += len(rows) * each
-        self.tally.removed["devices"] += int((~keep).sum()) * each
+        self.tally.removed["devices"] += int((~whole).sum()) * each
+        self.tally.removed["data"] += int((whole & ~keep).sum()) * each
         batch, micro = base.training.global_batch, table.column("microbatch")
         divides = batch % (micro * np.maximum(data, 1)) == 0
         self.tally.removed["batch"] += int((keep & ~divides).sum()) * each
         expert = table.column("expert")
         group = data * table.column("context") * table.column("tensor")
-        fair = group % (expert * (base.plan.expert_tensor or 1)) == 0
+        fair = group % (expert * (base.plan.expert_tensor or table.column("tensor"))) == 0
         self.tally.removed["expert"] += int((keep & divides & ~fair).sum()) * each
         chosen = np.flatnonzero(keep & divides & fair)
         microbatches = batch // (micro[chosen] * data[chosen])
@@ -262,6 +276,9 @@ class Enumeration:
         for number, schedule in enumerate(self.schedules):
             if self._relabels(degree.pipeline, chunks, schedule):
                 self.tally.removed["one device"] += len(degree.rows) * len(self.zeros)
+                continue
+            if self._lone_chunk(degree.pipeline, chunks, schedule):
+                self.tally.removed["one chunk"] += len(degree.rows) * len(self.zeros)
                 continue
             legal = takes(schedule, degree.pipeline, degree.microbatches, chunks)
             self.tally.removed["schedule"] += int((~legal).sum()) * len(self.zeros)

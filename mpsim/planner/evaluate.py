@@ -29,6 +29,13 @@ class Outcome:
         return self.memory <= self.capacity
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A plan that cannot be carried out."""
+
+    reason: str
+
+
 def evaluate(scenario: Scenario) -> Outcome:
     """The step and memory of a scenario; equal to those of its report.
 

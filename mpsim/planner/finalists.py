@@ -22,6 +22,12 @@ SHOWN = (
     *("recompute", "partition", "sequence_parallel"),
 )
 """Fields of a plan in the order in which it is described."""
+_EQUAL = 1e-9
+"""Relative difference below which two steps take as long."""
+_SMALL = 0.01
+"""Share of the largest cause below which causes are told as one."""
+_NOTHING = 1e-12
+"""Seconds that print as none."""
 
 
 def describe(scenario: Scenario) -> str:
@@ -57,20 +63,34 @@ def checked(scenario: Scenario) -> Scenario:
 
 
 def why_slower(best: Report, other: Report) -> str:
-    """Where the runner-up loses its time: causes that take more of its step, largest first."""
+    """Where another plan loses its time: causes of the difference, which they sum to."""
+    gap = other.step_time - best.step_time
+    if gap <= _EQUAL * best.step_time:
+        return "nothing: it takes as long"
+    terms = ", ".join(
+        f"{cause} {'+' if value > 0 else '-'}{format_seconds(abs(value))}"
+        for cause, value in gaps(best, other)
+    )
+    share = gap / best.step_time
+    shown = f"{share:.1%}" if share >= 0.0005 else "less than 0.1%"
+    return f"{format_seconds(gap)} ({shown}) more a step: {terms}"
+
+
+def gaps(best: Report, other: Report) -> list[tuple[str, float]]:
+    """What each cause adds to the step of another plan, s, largest first; sums to the difference.
+
+    Causes that add less than a hundredth of the largest are one term, ``the rest``.
+    """
     causes = dict.fromkeys([*best.waterfall, *other.waterfall])
-    gaps = {
+    each = {
         cause: other.waterfall.get(cause, 0.0) - best.waterfall.get(cause, 0.0) for cause in causes
     }
-    lost = sorted(((gap, cause) for cause, gap in gaps.items() if gap > 0), reverse=True)[:3]
-    won = sorted((gap, cause) for cause, gap in gaps.items() if gap < 0)[:2]
-    gap = other.step_time - best.step_time
-    text = f"{format_seconds(gap)} ({gap / best.step_time:.1%}) more a step"
-    if lost:
-        text += ": " + ", ".join(f"{cause} +{format_seconds(value)}" for value, cause in lost)
-    if won:
-        text += "; " + ", ".join(f"{cause} -{format_seconds(-value)}" for value, cause in won)
-    return text
+    least = _SMALL * max(map(abs, each.values()), default=0.0)
+    shown = [(cause, value) for cause, value in each.items() if abs(value) >= max(least, _NOTHING)]
+    rest = other.step_time - best.step_time - sum(value for _, value in shown)
+    if abs(rest) >= max(_NOTHING, _EQUAL * best.step_time):
+        shown.append(("the rest", rest))
+    return sorted(shown, key=lambda term: -abs(term[1]))
 
 
 @dataclass(frozen=True)

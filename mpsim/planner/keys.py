@@ -141,6 +141,8 @@ def key_table(problem: Problem, keys: Sequence[Key]) -> KeyTable:
 
 def _broken(problem: Problem, key: Key) -> str:
     """The rule that a key breaks by itself; empty if none."""
+    if problem.devices % (key.tensor * key.context):
+        return "devices"
     if key.sequence_parallel and key.tensor == 1:
         return "sequence_parallel"
     if isinstance(problem.base.model, Transformer) and problem.base.training.sequence % key.context:

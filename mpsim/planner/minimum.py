@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mpsim.errors import InfeasibleError, ScenarioError
+from mpsim.errors import InfeasibleError, MpsimError, ScenarioError
 from mpsim.planner.search import Evaluate, Search, one_by_one, search
 from mpsim.planner.space import Problem
 from mpsim.simulation import minimum_devices
@@ -22,20 +23,30 @@ def minimum(problem: Problem, *, simulate: Evaluate = one_by_one) -> tuple[Probl
 
     Raises:
         InfeasibleError: If none up to 4096 nodes does; with what the closest plan needs.
+        ScenarioError: If memory is not the reason: no plan is legal, or can be carried out.
     """
-    closest: Search | None = None
+    failed: Search | None = None
+    illegal: ScenarioError | None = None
+    largest = problem
     for smaller in _sizes(problem):
+        largest = smaller
         try:
             found = search(smaller, top=1, simulate=simulate)
-        except ScenarioError:
+        except ScenarioError as error:
+            illegal = error
             continue
         if found.best:
             return smaller, found
-        if found.closest and (
-            closest is None or found.closest[1].memory < closest.closest[1].memory  # type: ignore[index]
-        ):
-            closest = found
-    raise infeasible(problem, closest)
+        if failed is None or _need(found) <= _need(failed):
+            failed = found
+    if failed is None and illegal is not None:
+        raise illegal
+    raise infeasible(failed or Search(largest, top=1), f"on {largest.devices} devices or fewer")
+
+
+def _need(found: Search) -> float:
+    """Memory of the closest plan, B; infinite where none was simulated to its end."""
+    return found.closest[1].memory if found.closest else math.inf
 
 
 def _sizes(problem: Problem) -> Iterator[Problem]:
@@ -54,23 +65,30 @@ def _sizes(problem: Problem) -> Iterator[Problem]:
         yield problem.with_nodes(nodes)
 
 
-def infeasible(problem: Problem, found: Search | None) -> InfeasibleError:
-    """That no plan of a space fits: need and have of the one that comes closest."""
-    have = problem.base.cluster.device.memory
-    if found is None or found.closest is None:
-        return InfeasibleError(
-            f"{problem.base.name}: no plan fits: every one needs more than "
-            f"{format_bytes(have)} a device",
-            need=0.0,
-            have=have,
-            where="",
-            components={},
-        )
-    outcome = found.closest[1]
+def infeasible(found: Search, where: str = "") -> MpsimError:
+    """That no plan of a space fits, with what the closest needs; or that none can be run at all.
+
+    Args:
+        found: The search, of which the best plans are none.
+        where: On which devices, where it is not those of the search alone.
+    """
+    base = found.problem.base
+    have = base.cluster.device.memory
+    need, why = 0.0, f"every one needs more than {format_bytes(have)} a device"
+    if found.closest is not None:
+        need = found.closest[1].memory
+        why = f"the closest needs {format_bytes(need)}, has {format_bytes(have)}"
+    if found.refused:
+        reason, _ = found.refusals.most_common(1)[0]
+        if found.refused == found.tally.legal:
+            every = f"none of {found.refused:,} legal plans can be carried out: {reason}"
+            return ScenarioError("plan", every)
+        why += f"; {found.refused:,} cannot be carried out: {reason}"
+    if not where:
+        where, why = f"on {found.problem.devices} devices", why + "; try `mpsim plan --minimum`"
     return InfeasibleError(
-        f"{problem.base.name}: no plan fits on {problem.devices} devices: the closest needs "
-        f"{format_bytes(outcome.memory)}, has {format_bytes(have)}; try `mpsim plan --minimum`",
-        need=outcome.memory,
+        f"{base.name}: no plan fits {where}: {why}",
+        need=need,
         have=have,
         where="",
         components={},

@@ -54,9 +54,9 @@ class Found:
 
     def like(self, other: Found) -> bool:
         """Whether step and memory are those of another plan, up to rounding."""
-        return math.isclose(
-            self.outcome.step, other.outcome.step, rel_tol=_EQUAL
-        ) and math.isclose(self.outcome.memory, other.outcome.memory, rel_tol=_EQUAL)
+        return math.isclose(self.outcome.step, other.outcome.step, rel_tol=_EQUAL) and math.isclose(
+            self.outcome.memory, other.outcome.memory, rel_tol=_EQUAL
+        )
 
     @property
     def plainness(self) -> int:

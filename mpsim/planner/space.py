@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,10 @@ _FEWEST_TOKENS = 128
 """Tokens that ``auto`` leaves on each device of a context group: attention kernels work on blocks
 of 128 queries (Dao, arXiv:2307.08691, section 3.3)."""
 _MOST_MICROBATCH = 32
-"""Largest microbatch that ``auto`` tries."""
+"""Largest microbatch of a transformer that ``auto`` tries, where sequences are long."""
+_MOST_TOKENS = 65_536
+"""Tokens of the largest microbatch that it tries where they are short: kernels of that size keep
+any device of the zoo busy, and larger ones only hold more."""
 _CHUNKS = (1, 2, 3, 4, 6, 8, 12)
 """Chunks that ``auto`` tries."""
 
@@ -96,7 +99,8 @@ class SearchSpace(Declaration):
     sequence_parallel: Flags = "auto"
     """Whether norms are cut along the sequence; auto: both, where tensor > 1."""
     microbatch: Numbers = "auto"
-    """Samples of a microbatch (``training.microbatch``); auto: powers of two up to 32."""
+    """Samples of a microbatch (``training.microbatch``); auto: the divisors of the batch, of a
+    transformer those up to 32 or 65,536 tokens, and powers of two where those are enough."""
     recompute: Recompute = "auto"
     """Recomputation."""
     zero: Numbers = "auto"
@@ -140,6 +144,23 @@ class Problem:
         """Devices of the cluster."""
         return self.base.cluster.devices
 
+    @property
+    def own(self) -> Scenario | None:
+        """The file's own plan; None where it leaves fields open, or is not a plan for the cluster.
+
+        What trains other weights is no other way of doing the same step, and none either.
+        """
+        if not self.named or self.named.get("schedule") in _ASYNCHRONOUS:
+            return None
+        tree = self.base.model_dump(mode="json", exclude={"variants"})
+        fields = dict(self.named)
+        tree["training"] |= {"microbatch": fields.pop("microbatch", 1)}
+        tree["plan"] |= fields
+        try:
+            return build(tree)
+        except ScenarioError:
+            return None
+
     def options(self, axis: str) -> tuple[Any, ...]:
         """The options of an axis, ``auto`` written out."""
         given = getattr(self.space, axis)
@@ -154,7 +175,8 @@ class Problem:
 
 
 def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(n for n in range(1, number + 1) if number % n == 0)
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return tuple(sorted({*small, *(number // n for n in small)}))
 
 
 def _tensor(problem: Problem) -> tuple[int, ...]:
@@ -187,9 +209,15 @@ def _expert(problem: Problem) -> tuple[int, ...]:
 
 
 def _microbatch(problem: Problem) -> tuple[int, ...]:
-    batch = problem.base.training.global_batch
-    powers = itertools.takewhile(lambda n: n <= _MOST_MICROBATCH, (2**k for k in range(32)))
-    return tuple(n for n in powers if batch % n == 0)
+    """Divisors of the batch and the file's own; powers of two where they reach the largest."""
+    training, own = problem.base.training, problem.named.get("microbatch")
+    found = _divisors(training.global_batch)
+    if isinstance(problem.base.model, Transformer):
+        most = max(_MOST_MICROBATCH, _MOST_TOKENS // training.sequence)
+        found = tuple(n for n in found if n <= most)
+        powers = tuple(n for n in found if n.bit_count() == 1)
+        found = powers if 2 * powers[-1] > most else found
+    return tuple(sorted({*found, own})) if isinstance(own, int) else found
 
 
 def _chunks(problem: Problem) -> tuple[int, ...]:
@@ -247,6 +275,12 @@ def problem_of(tree: Mapping[str, Any]) -> Problem:
         _check_schedule(name)
     rest = {field: value for field, value in plan.items() if field not in AXES}
     base = _base(tree, rest, training)
+    if base.plan.data_parallel == "data_parallel":
+        raise ScenarioError(
+            "plan.data_parallel",
+            "torch's DataParallel goes with one plan and leaves nothing to search; search with "
+            "--set plan.data_parallel=ddp, or see it with `mpsim scenario`",
+        )
     return Problem(base, space, {} if anything else given)
 
 

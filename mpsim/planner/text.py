@@ -9,27 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mpsim.planner.evaluate import Refusal
 from mpsim.planner.finalists import SHOWN, describe, why_slower
-from mpsim.planner.search import Found, Search
+from mpsim.planner.rules import in_words
+from mpsim.planner.search import Found, Own, Search
 from mpsim.report.metrics import Report
-from mpsim.units import format_bytes, format_seconds
-
-_RULES = {
-    "devices": "degrees do not divide the devices",
-    "batch": "the global batch does not divide",
-    "layers": "more stages than layers",
-    "schedule": "the schedule does not take these numbers",
-    "sequence_parallel": "sequence parallelism without tensor parallelism",
-    "context": "the sequence does not divide over the context degree",
-    "tensor": "heads or widths do not divide over the tensor degree",
-    "expert": "experts do not divide",
-    "one stage": "one stage: every partition is the same",
-    "one device": "one device: every schedule is the same",
-    "equal counts": "the partition is that of equal counts",
-    "memory": "does not fit",
-    "time": "cannot be among the best",
-}
-"""Rules in words."""
+from mpsim.spec.model import Transformer
+from mpsim.spec.scenario import Scenario
+from mpsim.units import format_bytes, format_seconds, format_si
 
 
 def show_search(found: Search, reports: Sequence[Report], console: Console) -> None:
@@ -45,6 +32,8 @@ def show_search(found: Search, reports: Sequence[Report], console: Console) -> N
         console.print(f"{rank:>3}  {describe(report.scenario).replace(',', ', ')}")
     if len(reports) > 1:
         console.print(f"the runner-up loses {why_slower(*reports[:2])}")
+    if found.own is not None:
+        console.print(_own_line(found.own, found))
     if len(found.front) > 1:
         console.print(_front(found.front))
     show_counts(found, console)
@@ -53,7 +42,8 @@ def show_search(found: Search, reports: Sequence[Report], console: Console) -> N
 def _plans(reports: Sequence[Report], title: str) -> Table:
     """A line for each plan."""
     table = Table(box=box.SIMPLE_HEAVY, title=title, title_justify="left")
-    for name in ("", "step", "memory", "MFU", "bubble", "tokens/s", "USD a step"):
+    rate = rate_name(reports[0].scenario)
+    for name in ("", "step", "memory", "MFU", "bubble", rate, "USD a step"):
         table.add_column(name, justify="right")
     for rank, report in enumerate(reports, start=1):
         use, usd = report.utilisation, report.usd_per_step
@@ -63,10 +53,31 @@ def _plans(reports: Sequence[Report], title: str) -> Table:
             format_bytes(report.fullest.reserved),
             f"{use.six_n:.1%}" if use else "–",
             f"{report.bubble_fraction:.1%}",
-            f"{report.tokens_per_second:.4g}",
+            format_si(
+                report.tokens_per_second if rate == "tokens/s" else report.samples_per_second, ""
+            ),
             "–" if usd is None else f"{usd:.4g}",
         )
     return table
+
+
+def rate_name(scenario: Scenario) -> str:
+    """Unit of what is trained in a second: samples where a model knows no tokens."""
+    counts_tokens = isinstance(scenario.model, Transformer) or scenario.training.sequence > 1
+    return "tokens/s" if counts_tokens else "samples/s"
+
+
+def _own_line(own: Own, found: Search) -> str:
+    """What became of the file's own plan."""
+    text, outcome = f"the file's own plan, {describe(own.scenario).replace(',', ', ')}", own.outcome
+    if isinstance(outcome, Refusal):
+        return f"{text}: cannot be carried out: {outcome.reason}"
+    if not outcome.fits:
+        need, have = format_bytes(outcome.memory), format_bytes(outcome.capacity)
+        return f"{text}: does not fit: needs {need}, has {have}"
+    ratio = outcome.step / found.best[0].outcome.step
+    best = "as short as the best" if ratio < 1 + 1e-9 else f"{ratio:.4g} times the best"
+    return f"{text}: {format_seconds(outcome.step, 4)} a step, {best}"
 
 
 def _front(front: Sequence[Found]) -> Table:
@@ -88,15 +99,19 @@ def _front(front: Sequence[Found]) -> Table:
 
 
 def show_counts(found: Search, console: Console) -> None:
-    """How many plans there were, were legal, may fit, and were simulated; what removed the rest."""
+    """How many plans there were, were legal, may fit, and were simulated; what removed the rest.
+
+    The plans simulated and those of the lines below sum to all plans.
+    """
     tally = found.tally
     console.print(
         f"{tally.considered:,} plans; {tally.legal:,} legal; {tally.fitted:,} may fit; "
         f"{found.evaluated:,} simulated, of which {found.full:,} did not fit"
+        + (f" and {found.refused:,} could not be carried out" if found.refused else "")
     )
     removed = ((count, rule) for rule, count in tally.removed.items() if count)
     for count, rule in sorted(removed, reverse=True):
-        console.print(f"  {count:>12,}  {_RULES.get(rule, rule)}", style="dim")
+        console.print(f"  {count:>12,}  {in_words(rule, found.problem)}", style="dim")
 
 
 def search_record(found: Search, reports: Sequence[Report]) -> dict[str, Any]:
@@ -109,7 +124,9 @@ def search_record(found: Search, reports: Sequence[Report]) -> dict[str, Any]:
         "may_fit": tally.fitted,
         "simulated": found.evaluated,
         "did_not_fit": found.full,
+        "could_not_be_carried_out": found.refused,
         "removed": dict(tally.removed),
+        "own": None if found.own is None else _own_record(found.own),
         "plans": [_record(report) for report in reports],
         "front": [
             {
@@ -123,6 +140,18 @@ def search_record(found: Search, reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+def _own_record(own: Own) -> dict[str, Any]:
+    outcome = own.outcome
+    if isinstance(outcome, Refusal):
+        return {"plan": describe(own.scenario), "refused": outcome.reason}
+    return {
+        "plan": describe(own.scenario),
+        "step_time_s": outcome.step,
+        "memory_bytes": outcome.memory,
+        "fits": outcome.fits,
+    }
+
+
 def _record(report: Report) -> dict[str, Any]:
     plan, use = report.scenario.plan, report.utilisation
     return {
@@ -130,6 +159,7 @@ def _record(report: Report) -> dict[str, Any]:
         "memory_bytes": report.fullest.reserved,
         "usd_per_step": report.usd_per_step,
         "tokens_per_s": report.tokens_per_second,
+        "samples_per_s": report.samples_per_second,
         "model_flops_utilisation": use.six_n if use else None,
         "bubble_fraction": report.bubble_fraction,
         "plan": {name: getattr(plan, name) for name in SHOWN},

@@ -16,6 +16,7 @@ from mpsim.planner.keys import all_keys, key_table
 from mpsim.planner.minimum import minimum
 from mpsim.planner.search import search
 from mpsim.planner.space import AXES, problem_of
+from mpsim.schedule.orders import SCHEDULES
 from mpsim.simulation import simulate
 from mpsim.spec.reader import build, declared
 
@@ -83,6 +84,8 @@ def brute_force(one):
         plan = scenario.plan
         if plain and plan.pipeline == 1 and (plan.chunks, plan.schedule) != (1, "1f1b"):
             continue  # the plan without a pipeline under another name
+        if plan.pipeline > 1 and plan.chunks == 1 and SCHEDULES[plan.schedule].chunks == "many":
+            continue  # interleaving of one chunk: 1F1B, GPipe or ZB-H1 under another name
         try:
             outcomes.append(evaluate(scenario))
         except MpsimError:
@@ -90,7 +93,7 @@ def brute_force(one):
     return min((o.step for o in outcomes if o.fits), default=None), len(outcomes)
 
 
-SCHEDULES = [
+NAMES = [
     *("1f1b", "gpipe", "eager_1f1b", "interleaved_1f1b", "looped_bfs", "zb_h1", "zb_h2"),
     *("interleaved_zb", "zb_v", "dualpipe", "dualpipe_v", "chimera", "bitpipe", "naive"),
     *("1f1b_v", "hanayo"),
@@ -117,7 +120,7 @@ def spaces(draw):
         "plan__pipeline": draw(some([1, 2, 3, 4, 6], 3)),
         "plan__context": draw(some([1, 2, 3], 1)),
         "plan__chunks": draw(some([1, 2, 3], 2)),
-        "plan__schedule": draw(some(SCHEDULES, 3)),
+        "plan__schedule": draw(some(NAMES, 3)),
         "plan__zero": draw(some([0, 1, 2, 3], 3)),
         "plan__recompute": draw(some(["none", "selective", "full"], 2)),
         "plan__partition": draw(some(["layers", "parameters", "time"], 2)),
@@ -160,6 +163,7 @@ def test_the_winner_is_that_of_brute_force(space):
         assert found.best[0].outcome.step == pytest.approx(best, rel=1e-8)
         assert evaluate(checked(found.best[0].scenario)) == found.best[0].outcome
     assert found.evaluated <= count + found.refused
+    assert found.tally.considered == sum(found.tally.removed.values()) + found.evaluated
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -217,10 +221,36 @@ def test_plans_are_counted_once_each():
     found = search(space, top=3)
     tally = found.tally
     assert tally.considered == 4 * 3 * 2
-    assert tally.considered == sum(tally.removed.values()) + found.evaluated + (
-        tally.legal - tally.removed["memory"] - tally.removed["time"] - found.evaluated
-    )
+    assert tally.considered == sum(tally.removed.values()) + found.evaluated
+    assert tally.fitted == tally.removed["time"] + tally.removed["alike"] + found.evaluated
     assert tally.legal == sum(1 for _ in every_plan(space))
+
+
+@pytest.mark.parametrize("top", [1, 5])
+def test_the_counts_of_a_search_with_twins_and_a_front_sum_to_all_plans(top):
+    axes = {"pipeline": [2, 4], "recompute": "auto", "zero": "auto", "schedule": ["1f1b", "gpipe"]}
+    tight = tree(plan=axes, cluster__device__memory="0.5 GiB")
+    found = search(problem_of(declared(tight)), top=top)
+    tally = found.tally
+    assert all(tally.removed[rule] > 0 for rule in ("memory", "time", "alike"))
+    assert len(found.front) > 1
+    assert tally.considered == sum(tally.removed.values()) + found.evaluated
+
+
+def test_a_schedule_of_many_chunks_is_not_searched_with_one():
+    names = ["1f1b", "gpipe", "interleaved_1f1b", "looped_bfs", "interleaved_zb"]
+    found = search(problem(plan__pipeline=[4], plan__chunks=[1, 2], plan__schedule=names), top=9)
+    assert found.tally.removed["one chunk"] == 3
+    for one in found.best:
+        plan = one.scenario.plan
+        assert (plan.chunks == 1) == (plan.schedule in ("1f1b", "gpipe"))
+    with pytest.raises(ScenarioError, match=r"--set plan\.chunks=auto opens chunks"):
+        search(problem(plan__pipeline=[4], plan__schedule=["interleaved_1f1b"]))
+
+
+def test_plans_that_take_as_long_and_hold_as_much_are_shown_once():
+    twins = search(problem(cluster__nodes=1, cluster__node__devices=1, plan__zero=[3, 2, 0, 1]))
+    assert [one.scenario.plan.zero for one in twins.best] == [0]
 
 
 def test_the_top_plans_are_rerun_by_events():
