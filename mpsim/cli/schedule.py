@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mpsim.errors import ScheduleError
+from mpsim.errors import ScheduleError, did_you_mean
 from mpsim.report.grid import draw, strips
 from mpsim.report.schedule_compare import Comparison, Wanted, compare
 from mpsim.report.schedule_measures import ScheduleMeasures, measure, steady_period
@@ -307,12 +307,24 @@ def _print_devices(measures: ScheduleMeasures) -> None:
     click.echo(", ".join(pairs[:12]) + (" …" if len(pairs) > 12 else "") if pairs else "none")
 
 
+def _known(name: str) -> str:
+    """The name of a schedule to compare.
+
+    Raises:
+        ScheduleError: If there is no such schedule; with the nearest name, if one is near.
+    """
+    if name not in SCHEDULES:
+        hint = did_you_mean(name, SCHEDULES) or f"; there are {', '.join(SCHEDULES)}"
+        raise ScheduleError(f"--compare: '{name}' is not a schedule{hint}")
+    return name
+
+
 def _print_comparison(options: Mapping[str, Any]) -> None:
     if options["stages"] is None or options["microbatches"] is None:
         raise click.UsageError("--compare needs --stages and --microbatches")
     names = list(SCHEDULES)
     if options["compared"] != "all":
-        names = [name.strip() for name in options["compared"].split(",")]
+        names = [_known(name.strip()) for name in options["compared"].split(",")]
     result = compare(
         Wanted(
             num_devices=options["stages"],

@@ -115,6 +115,10 @@ def test_a_wrong_csv_is_refused_with_a_mark(tmp_path):
         (["1f1b"], "1f1b needs --stages and --microbatches"),
         ([], "name a schedule or a CSV file"),
         (["--compare", "all"], "--compare needs --stages and --microbatches"),
+        ([*asked("", 4, 8)[1:], "--compare", "1f1b,zb_h1,gpip"],
+         "error: --compare: 'gpip' is not a schedule; did you mean 'gpipe'?"),
+        ([*asked("", 4, 8)[1:], "--compare", "1f1b,xyz"],
+         "error: --compare: 'xyz' is not a schedule; there are naive, gpipe,"),
         (["nothere.csv"], "nothere.csv: No such file"),
     ],
 )  # fmt: skip
