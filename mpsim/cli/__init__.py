@@ -96,9 +96,9 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="mpsim")
 def main() -> None:
-    r"""What a split of a large model over devices will give, before the devices are bought.
+    """What a split of a large model over devices will give, before the devices are bought.
 
     \b
     mpsim scenario gpt3_fp32.yaml      does it fit, how long is a step, what bounds it
     mpsim init > mine.yaml             a commented scenario to start from
-    """
+    """  # noqa: D301  (click keeps lines after a backspace)

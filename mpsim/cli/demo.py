@@ -28,13 +28,13 @@ _NAMES = ("two-device", "cnn", "two-layer")
 @click.option("--profile", help="Lay the simulated step beside: a profile of mpsim calibrate.")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=5, show_default=True)
 def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) -> None:
-    r"""Train a small network on two devices and compare it with the unsplit one.
+    """Train a small network on two devices and compare it with the unsplit one.
 
     \b
     two-device  Linear 10-20, ReLU | Linear 20-10, ReLU, Linear 10-2, cut by layer
     cnn         two convolutions, two linear layers, under DataParallel and DistributedDataParallel
     two-layer   two linear layers, cut by layer, by column and by row
-    """
+    """  # noqa: D301  (click keeps lines after a backspace)
     from mpsim.hardware import demos
     from mpsim.hardware.measure import choose_placement
     from mpsim.hardware.workers import Workers
