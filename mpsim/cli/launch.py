@@ -16,6 +16,7 @@ from mpsim.planner.launchers.translate import (
     TARGETS,
     export_scenario,
     import_text,
+    said_of,
 )
 from mpsim.spec.reader import load, parse_overrides
 
@@ -68,6 +69,7 @@ def import_(
     imported = import_text(
         _text(file),
         source=source,
+        name=str(file),
         cluster=cluster,
         model=_model(model),
         fields=parse_overrides(overrides),
@@ -83,7 +85,9 @@ def _model(name: str | None) -> str | Tree | None:
     """The model of a configuration file, or a name of the zoo."""
     if name is None or not name.endswith(".json"):
         return name
-    return read_model(Options(parse(_text(Path(name)))))
+    text = _text(Path(name))
+    with said_of(name):
+        return read_model(Options(parse(text)))
 
 
 def _text(path: Path) -> str:

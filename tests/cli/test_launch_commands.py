@@ -107,10 +107,14 @@ def test_mistakes_are_messages_with_exit_code_2(arguments, message):
     ("content", "message"),
     [
         (b"\xff\xfe\x00", "is not text (UTF-8)"),
-        (b"hello", "file: is none of Megatron-LM arguments, a torchtitan TOML"),
+        (b"hello", "error: {path}: is none of Megatron-LM arguments, a torchtitan TOML"),
         (b" " * (8 * 2**20 + 1), "8 MiB is no launcher's file; at most 8 are read"),
-        (b'{"model_type": "gpt2"}', "num_hidden_layers: is missing"),
-        (b'{"train_batch_size": 8}', "name it with --model"),
+        (b'{"model_type": "gpt2"}', "error: {path}: num_hidden_layers: is missing"),
+        (b'{"train_batch_size": 8}', "error: {path}: model: a DeepSpeed configuration does not"),
+        (b'{"a": ', "error: {path}: configuration: is not JSON: line 1, column 7"),
+        (b"[training]\na = ", "error: {path}: job configuration: is not TOML: "),
+        (b"--num-layers 3 'x", "error: {path}: line 1: the ' that stands there is not closed"),
+        (b"--num-layers x", "error: {path}: --num-layers: expected a whole number"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, content, message):
@@ -118,7 +122,24 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, content, message):
     path.write_bytes(content)
     result = run("import", path)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message.format(path=path) in result.stderr
+
+
+def test_a_file_of_another_launcher_is_named_with_its_complaint(tmp_path):
+    path = tmp_path / "run.sh"
+    path.write_text("torchrun pretrain_gpt.py --num-layers 3\n")
+    result = run("import", path, "--from", "deepspeed")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {path}: configuration: is not JSON: line 1, column 1")
+
+
+def test_a_model_that_cannot_be_read_is_named_with_its_complaint(tmp_path):
+    path, config = tmp_path / "ds.json", tmp_path / "config.json"
+    path.write_text('{"train_batch_size": 8}')
+    config.write_text("{")
+    result = run("import", path, "--model", config)
+    assert result.exit_code == 2
+    assert f"error: {config}: configuration: is not JSON" in result.stderr
 
 
 def test_an_unknown_cluster_has_a_near_miss(tmp_path):

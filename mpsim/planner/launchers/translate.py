@@ -7,7 +7,8 @@ list of them is kept by hand, so none can be forgotten.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ LAUNCHERS = {launcher.name: launcher for launcher in (MEGATRON, TORCHTITAN, DEEP
 
 TARGETS = ("megatron", "torchtitan", "deepspeed", "torch-pipelining")
 """What a scenario can be exported to."""
+
+_FILE = "file"
+"""What complaints call a text whose file is not named."""
 
 DEFAULT_CLUSTER = "dgx-a100-80gb"
 """Cluster of an imported scenario where none is named; said to the user as assumed."""
@@ -163,7 +167,7 @@ def guess_launcher(text: str) -> str:
     elif megatron_text.looks_like(text):
         return "megatron"
     raise ScenarioError(
-        "file",
+        _FILE,
         "is none of Megatron-LM arguments, a torchtitan TOML, a DeepSpeed JSON and a Hugging Face "
         "config.json; if it is one, say which with --from",
     )
@@ -173,6 +177,7 @@ def import_text(
     text: str,
     *,
     source: str | None = None,
+    name: str | None = None,
     cluster: str | Tree | None = None,
     model: str | Tree | None = None,
     fields: Mapping[str, Any] | None = None,
@@ -182,6 +187,7 @@ def import_text(
     Args:
         text: What the file holds.
         source: One of ``LAUNCHERS``; None: guessed from the text.
+        name: Of the file, for complaints about its text; None: they name no file.
         cluster: Name of the zoo, or fields; its nodes are made as many as the plan needs.
         model: Name of the zoo, or fields, for formats that do not describe the model.
         fields: Values by dotted path that win over the file's.
@@ -189,17 +195,21 @@ def import_text(
     Raises:
         ScenarioError: If the text is not of the format, or what it says cannot be meant.
     """
-    source = source or guess_launcher(text)
+    with said_of(name):
+        source = source or guess_launcher(text)
     if source not in LAUNCHERS:
         hint = did_you_mean(source, LAUNCHERS)
         raise ScenarioError("--from", f"'{source}' is not one of {', '.join(LAUNCHERS)}{hint}")
     launcher = LAUNCHERS[source]
-    options = Options(launcher.parse(text))
+    with said_of(name):
+        options = Options(launcher.parse(text))
     nodes = (fields or {}).get("cluster.nodes")
     if isinstance(nodes, int) and cluster is not None:
         cluster = ({"base": cluster} if isinstance(cluster, str) else cluster) | {"nodes": nodes}
     devices = _cluster_devices(cluster) if cluster is not None else None
-    tree = {"name": f"from {source}", **launcher.read(options, Given(devices, model, fields or {}))}
+    with said_of(name):
+        read = launcher.read(options, Given(devices, model, fields or {}))
+    tree: Tree = {"name": f"from {source}", **read}
     if "sequence" not in tree["training"] and "training.sequence" not in (fields or {}):
         tree["training"]["sequence"] = _sequence(tree["model"], options.assumed)
     if cluster is None:
@@ -208,6 +218,18 @@ def import_text(
     tree["cluster"] = _fitted(chosen, _devices(tree), assumed=options.assumed)
     tree = _compact(build(tree, fields or {}), tree, changed=fields or {})
     return Imported(source, build(tree), tree, tuple(options.assumed), tuple(options.unread))
+
+
+@contextmanager
+def said_of(name: str | None) -> Iterator[None]:
+    """Let complaints about a text begin with the name of its file."""
+    try:
+        yield
+    except ScenarioError as error:
+        if name is None:
+            raise
+        where = name if error.where in ("", _FILE) else f"{name}: {error.where}"
+        raise ScenarioError(where, error.what) from None
 
 
 def _sequence(model: Any, assumed: list[str]) -> int:  # noqa: ANN401  (a name or fields)
