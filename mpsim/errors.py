@@ -94,13 +94,43 @@ class CalibrationError(MpsimError):
     exit_code = 4
 
 
+_BEGINNING = 3
+"""Letters from which on a name may be the beginning of another."""
+_OFFERED = 8
+"""Names that a hint offers at most."""
+_CUTOFF = 0.7
+"""Least share of letters in common (Ratcliff and Obershelp) with which a name is near."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A near-miss hint to append to a message: ``; did you mean 'pipeline'?`` or nothing.
 
+    Names that begin with what was written come before those that look like it. An ending that all
+    known names share, such as ``.yaml``, makes none of them near.
+
     >>> did_you_mean("pipelin", ["tensor", "pipeline"])
     "; did you mean 'pipeline'?"
+    >>> did_you_mean("a100", ["a10", "a100-sxm-40gb", "a100-sxm-80gb"])
+    "; did you mean 'a100-sxm-40gb' or 'a100-sxm-80gb'?"
     >>> did_you_mean("zzz", ["tensor"])
     ''
     """
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    names = list(dict.fromkeys(known))
+    close = [other for other in names if other.casefold().startswith(name.casefold())]
+    if len(name) < _BEGINNING or not close:
+        ending = _shared_ending(names) if len(names) > 1 else ""
+        bare = {other.removesuffix(ending): other for other in names}
+        near = get_close_matches(name.removesuffix(ending), list(bare), n=1, cutoff=_CUTOFF)
+        close = [bare[other] for other in near]
+    if not close:
+        return ""
+    quoted = [f"'{other}'" for other in close[:_OFFERED]]
+    if len(close) > _OFFERED:
+        return f"; did you mean {', '.join(quoted)}, …?"
+    return f"; did you mean {' or '.join([', '.join(quoted[:-1]), quoted[-1]][len(quoted) < 2 :])}?"
+
+
+def _shared_ending(names: Sequence[str]) -> str:
+    """What all names have after their last dot, with the dot; empty if nothing."""
+    endings = {"." + name.rpartition(".")[2] for name in names}
+    return endings.pop() if len(endings) == 1 and "." in names[0] else ""

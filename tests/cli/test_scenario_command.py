@@ -177,7 +177,7 @@ def _split(changes):
         (["gpt3_fp32.yaml", "--set", "plan.pipelin=4"], "did you mean 'pipeline'?"),
         (["gpt3_fp32.yaml", "--set", "plan.schedule=1f1c"], "plan.schedule: no schedule '1f1c'"),
         (["gpt3_fp32.yaml", "--set", "cluster.device=b100"], "cluster.device: no device 'b100'"),
-        (["gpt3_fp32.yaml", "--set", "model=gpt3-175"], "did you mean 'gpt3-175b'?"),
+        (["gpt3_fp32.yaml", "--set", "model=gpt3-175"], "did you mean 'gpt3-175b' or"),
         (["gpt3_fp32.yaml", "--set", "plan"], "write it as path=value"),
         (["gpt3_fp32.yaml", "--plot", "x.gif"], "x.gif: the picture's ending must be"),
         (["gpt3_fp32.yaml", "--plot", "none/x.svg"], "none/x.svg: there is no folder none"),
