@@ -14,8 +14,10 @@ from typing import Any
 
 from mpsim.errors import InfeasibleError, ScenarioError
 from mpsim.planner.failures import Reliability, expected_seconds, reliability, spread
+from mpsim.planner.minimum import shortage
 from mpsim.planner.search import Evaluate, Found, one_by_one, search
 from mpsim.planner.space import Problem, problem_of
+from mpsim.spec.cluster import ClusterSpec
 from mpsim.spec.model import Transformer
 from mpsim.spec.reader import declared
 from mpsim.units import format_seconds
@@ -23,6 +25,9 @@ from mpsim.workload.flops import model_flops
 
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Node counts that are tried where none are declared."""
+
+_DAY = 86400.0
+"""s of a day."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
+class LeftOut:
+    """A cluster of some size that is no choice."""
+
+    cluster: ClusterSpec
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
 class Capacity:
     """The answers; None where nothing meets the demand."""
 
@@ -70,6 +83,7 @@ class Capacity:
     cheapest: Choice | None
     earliest: Choice | None
     most: Choice | None  # trains the most tokens, where their number is not given
+    left_out: tuple[LeftOut, ...] = ()  # the other clusters and sizes
 
 
 def problems(problem: Problem) -> list[Problem]:
@@ -133,19 +147,29 @@ def capacity(
         InfeasibleError: If no plan fits on any candidate, or none meets the demand.
     """
     _check(problem, demand)
-    choices, everything = [], problems(problem)
+    choices: list[Choice] = []
+    left_out: list[LeftOut] = []
+    everything = problems(problem)
     for done, one in enumerate(everything):
         progress(done, len(everything))
         choice = best_choice(one, demand, simulate=simulate)
-        if choice is not None:
+        if isinstance(choice, Choice):
             choices.append(choice)
+        else:
+            left_out.append(choice)
     progress(len(everything), len(everything))
     if not choices:
-        raise _nothing(problem, "no plan fits on any of the candidates, or none is fast enough")
-    found = pick(choices, demand)
+        reasons = [f"{size_of(one.cluster)}: {one.reason}" for one in left_out]
+        raise _nothing(problem, "\n  ".join(["no candidate will do:", *reasons]))
+    found = replace(pick(choices, demand), left_out=tuple(left_out))
     if found.earliest is None and found.most is None:
         raise _nothing(problem, _shortfall(choices, demand))
     return found
+
+
+def size_of(cluster: ClusterSpec) -> str:
+    """A cluster with its number of nodes: ``16 x aws-p5``."""
+    return f"{cluster.nodes} x {cluster.name}"
 
 
 def _check(problem: Problem, demand: Demand) -> None:
@@ -163,27 +187,42 @@ def _check(problem: Problem, demand: Demand) -> None:
 
 def best_choice(
     problem: Problem, demand: Demand, *, simulate: Evaluate = one_by_one
-) -> Choice | None:
-    """The best plan on one cluster; None if none fits, or certainly none is in time."""
-    if demand.tokens and demand.deadline and _too_small(problem, demand):
-        return None
+) -> Choice | LeftOut:
+    """The best plan on one cluster; or that none fits, or that certainly none is in time."""
+    cluster = problem.base.cluster
+    least = _least_seconds(problem, demand)
+    if least > (demand.deadline or math.inf):
+        peak = f"at the peak of its devices it takes {format_duration(least)} already"
+        return LeftOut(cluster, f"too late: {peak}")
     try:
         found = search(problem, top=1, simulate=simulate)
-    except ScenarioError:
-        return None
-    return choice_of(found.best[0], demand) if found.best else None
+    except ScenarioError as error:
+        return LeftOut(cluster, str(error))
+    if found.best:
+        return choice_of(found.best[0], demand)
+    return LeftOut(cluster, shortage(found))
 
 
-def _too_small(problem: Problem, demand: Demand) -> bool:
-    """Whether even at the devices' peak the run would be late: 6 N FLOPs a token."""
+def _least_seconds(problem: Problem, demand: Demand) -> float:
+    """What the run takes at the peak of the devices, 6 N FLOPs a token, s; 0 where unknown."""
     base = problem.base
     if not isinstance(base.model, Transformer) or base.training.precision not in (
         base.cluster.device.peak
     ):
-        return False
+        return 0.0
     flops = model_flops(base.model, base.plan, base.training).six_n / base.training.sequence
     rate = base.cluster.device.peak[base.training.precision] * base.cluster.devices
-    return (demand.tokens or 0.0) * flops / rate > (demand.deadline or math.inf)
+    return (demand.tokens or 0.0) * flops / rate
+
+
+def format_duration(seconds: float) -> str:
+    """A duration of any length without an exponent: ``1,460 days``.
+
+    >>> format_duration(1460 * 86400.0), format_duration(5 * 86400.0), format_duration(90.0)
+    ('1,460 days', '5 days', '90 s')
+    """
+    days = seconds / _DAY
+    return f"{days:,.0f} days" if days >= 999.5 else format_seconds(seconds)
 
 
 def choice_of(found: Found, demand: Demand) -> Choice:
@@ -240,11 +279,11 @@ def pick(choices: Sequence[Choice], demand: Demand) -> Capacity:
 def _shortfall(choices: Sequence[Choice], demand: Demand) -> str:
     """How far the closest choices are off."""
     first = min(choices, key=lambda one: one.seconds)
-    text = f"nothing meets the demand: the earliest takes {format_seconds(first.seconds)}"
+    text = f"nothing meets the demand: the earliest takes {format_duration(first.seconds)}"
     priced = [choice for choice in choices if choice.usd is not None]
     if priced:
         cheap = min(priced, key=lambda one: one.usd or 0.0)
-        text += f", the cheapest {cheap.usd:,.0f} USD in {format_seconds(cheap.seconds)}"
+        text += f", the cheapest {cheap.usd:,.0f} USD in {format_duration(cheap.seconds)}"
     elif demand.budget is not None:
         text += ", and no candidate has a price"
     return text

@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mpsim.planner.capacity import Capacity, Choice
+from mpsim.planner.capacity import Capacity, Choice, format_duration, size_of
 from mpsim.planner.finalists import describe
-from mpsim.units import format_bytes, format_seconds, format_si
+from mpsim.units import format_bytes, format_count, format_seconds, format_si
 
 _KWH = 3.6e6
 """J of a kilowatt-hour."""
@@ -30,6 +30,8 @@ def show_capacity(found: Capacity, console: Console) -> None:
             console.print(f"{name}: {_sentence(choice)}")
             console.print(f"    {describe(choice.found.scenario).replace(',', ', ')}", style="dim")
     console.print(_table(found.choices, found))
+    for left in found.left_out:
+        console.print(f"left out: {size_of(left.cluster)}: {left.reason}")
     console.print(_assumptions(found), style="dim")
 
 
@@ -38,30 +40,48 @@ def _sentence(choice: Choice) -> str:
     cluster = choice.found.scenario.cluster
     low, high = choice.interval
     usd = "no price" if choice.usd is None else f"{choice.usd:,.0f} USD"
+    if choice.energy is not None and choice.energy_usd is not None:
+        energy = f"{_megawatt_hours(choice.energy)} MWh ({choice.energy_usd:,.0f} USD of energy)"
+        usd = f"{usd}, {energy}"
     return (
-        f"{choice.devices} {cluster.device.name} ({cluster.nodes} nodes of {cluster.name}): "
-        f"{choice.tokens:.3g} tokens in {format_seconds(choice.seconds)} "
-        f"({format_seconds(low)} to {format_seconds(high)}), {usd}"
+        f"{choice.devices} {cluster.device.name} "
+        f"({format_count(cluster.nodes, 'node')} of {cluster.name}): "
+        f"{format_si(choice.tokens, '')} tokens in {format_duration(choice.seconds)} "
+        f"({format_duration(low)} to {format_duration(high)}), {usd}"
     )
 
 
+def _megawatt_hours(energy: float) -> str:
+    """Energy in MWh: ``1,013``, or ``0.25`` where it is little."""
+    value = energy / _KWH / 1e3
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _table(choices: Sequence[Choice], found: Capacity) -> Table:
-    """A line for each cluster and size."""
-    table = Table(box=box.SIMPLE_HEAVY)
-    for name in ("cluster", "devices", "step", "time", "USD", "MWh", "energy USD", "goodput", ""):
-        table.add_column(name, justify="left" if name in ("cluster", "") else "right")
+    """A line for each cluster and size, in 80 columns.
+
+    ``meets`` where something can be met: a number of tokens by a deadline or within a budget.
+    Without a number of tokens the line says how many.
+    """
+    demand = found.demand
+    asked = demand.tokens is not None and (demand.deadline or demand.budget) is not None
+    last = ["meets"] if asked else ["tokens"] if demand.tokens is None else []
+    table = Table(box=box.SIMPLE_HEAVY, pad_edge=False, collapse_padding=True)
+    table.add_column("cluster", overflow="fold")
+    for name in ("devices", "step", "time", "USD", "MWh", "goodput", *last):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in choices:
-        scenario = one.found.scenario
+        meets = "yes" if one.meets(demand) else "no"
+        end = [meets] if asked else [format_si(one.tokens, "")] if last else []
         table.add_row(
-            f"{scenario.cluster.nodes} x {scenario.cluster.name}",
+            size_of(one.found.scenario.cluster),
             str(one.devices),
             format_seconds(one.found.outcome.step),
-            format_seconds(one.seconds),
+            format_duration(one.seconds),
             "–" if one.usd is None else format_si(one.usd, ""),
-            "–" if one.energy is None else f"{one.energy / _KWH / 1e3:,.0f}",
-            "–" if one.energy_usd is None else format_si(one.energy_usd, ""),
+            "–" if one.energy is None else _megawatt_hours(one.energy),
             f"{one.machine.goodput:.1%}",
-            "meets" if one.meets(found.demand) and found.demand.tokens else "",
+            *end,
         )
     return table
 
@@ -77,7 +97,7 @@ def _assumptions(found: Capacity) -> str:
             f"a device fails every {operation.device_mtbf / 3600:,.0f} h, a restart takes "
             f"{format_seconds(machine.restart)}; checkpoints every "
             f"{format_seconds(machine.interval)} of {format_seconds(machine.checkpoint)} "
-            f"({scenario.cluster.nodes} x {scenario.cluster.name})"
+            f"({size_of(scenario.cluster)})"
         )
     prices = {
         choice.found.scenario.cluster.price_source
@@ -110,6 +130,15 @@ def capacity_record(found: Capacity) -> dict[str, Any]:
             )
         },
         "choices": [_record(choice) for choice in found.choices],
+        "left_out": [
+            {
+                "cluster": left.cluster.name,
+                "nodes": left.cluster.nodes,
+                "devices": left.cluster.devices,
+                "reason": left.reason,
+            }
+            for left in found.left_out
+        ],
     }
 
 

@@ -72,24 +72,29 @@ def infeasible(found: Search, where: str = "") -> MpsimError:
         found: The search, of which the best plans are none.
         where: On which devices, where it is not those of the search alone.
     """
-    base = found.problem.base
-    have = base.cluster.device.memory
-    need, why = 0.0, f"every one needs more than {format_bytes(have)} a device"
-    if found.closest is not None:
-        need = found.closest[1].memory
-        why = f"the closest needs {format_bytes(need)}, has {format_bytes(have)}"
-    if found.refused:
-        reason, _ = found.refusals.most_common(1)[0]
-        if found.refused == found.tally.legal:
-            every = f"none of {found.refused:,} legal plans can be carried out: {reason}"
-            return ScenarioError("plan", every)
-        why += f"; {found.refused:,} cannot be carried out: {reason}"
+    base, why = found.problem.base, shortage(found)
+    if found.refused and found.refused == found.tally.legal:
+        return ScenarioError("plan", why)
     if not where:
         where, why = f"on {found.problem.devices} devices", why + "; try `mpsim plan --minimum`"
     return InfeasibleError(
         f"{base.name}: no plan fits {where}: {why}",
-        need=need,
-        have=have,
+        need=found.closest[1].memory if found.closest else 0.0,
+        have=base.cluster.device.memory,
         where="",
         components={},
     )
+
+
+def shortage(found: Search) -> str:
+    """Why a search found no plan: memory, or what keeps plans from being carried out."""
+    have = format_bytes(found.problem.base.cluster.device.memory)
+    why = f"every plan needs more than {have} a device"
+    if found.closest is not None:
+        why = f"the closest plan needs {format_bytes(found.closest[1].memory)}, has {have}"
+    if not found.refused:
+        return why
+    reason, _ = found.refusals.most_common(1)[0]
+    if found.refused == found.tally.legal:
+        return f"none of {found.refused:,} legal plans can be carried out: {reason}"
+    return f"{why}; {found.refused:,} cannot be carried out: {reason}"
