@@ -117,6 +117,7 @@ def _report(compiled: Compiled, timeline: Timeline, engine: str) -> Report:
         traffic=_traffic(compiled),
         utilisation=_utilisation(scenario, step),
         minimum_devices=minimum_devices(scenario),
+        profile=compiled.machine.profile,
         interval=_interval(compiled),
         notes=notes(compiled),
         steady_step=steady,

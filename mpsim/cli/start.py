@@ -9,6 +9,7 @@ import click
 
 from mpsim.cli.outputs import write_text
 from mpsim.errors import ScenarioError
+from mpsim.spec.fields import fields_page
 from mpsim.spec.scenario import Scenario
 
 STARTER = """\
@@ -23,6 +24,7 @@ cluster:
   nodes: 1
   # device: h100-sxm-80gb                 # `mpsim zoo devices`
   # node: {link: {bandwidth: 300 GB/s}}   # every quantity carries its unit
+  # network: {base: ethernet-100, bandwidth: 12.5 Gbit/s}   # of one device of eight
 
 plan:                     # tensor x pipeline x data (x context) must equal the number of devices
   tensor: 2
@@ -37,7 +39,8 @@ training:
   microbatch: 1
   sequence: 4096          # tokens
   precision: bf16         # fp32, tf32, fp16, bf16, fp8
-  optimizer: adam         # sgd, momentum, adam
+  optimizer: adam         # sgd, momentum, adam, adafactor
+  framework: megatron     # megatron, fsdp, torch: whose kernels, buckets and state
 
 variants:                 # run beside the above and compared with it
   full recomputation:
@@ -48,10 +51,11 @@ variants:                 # run beside the above and compared with it
 
 
 @click.command()
+@click.option("--markdown", is_flag=True, help="All fields as a page for people instead.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
-def schema(out: Path | None) -> None:
+def schema(out: Path | None, *, markdown: bool) -> None:
     """Print the JSON Schema of a scenario, for editors."""
-    text = json.dumps(Scenario.model_json_schema(), indent=2)
+    text = fields_page() if markdown else json.dumps(Scenario.model_json_schema(), indent=2)
     write_text(text, out)
 
 

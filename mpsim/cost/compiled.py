@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpsim.cost.clock import with_sustained_clock
-from mpsim.cost.derived import profile_of
+from mpsim.cost.derived import applied, profile_of
 from mpsim.cost.estimate import estimate
 from mpsim.cost.memory import stage_memory
 from mpsim.cost.passes import Machine, add
@@ -70,10 +70,11 @@ def machine_of(scenario: Scenario, profile: Profile | None = None) -> Machine:
     Raises:
         ScenarioError: If the device or the link names a profile that does not exist.
     """
-    profile = profile or profile_of(scenario.cluster.device)
+    device = scenario.cluster.device
+    profile = applied(profile, device) if profile else profile_of(device)
     if scenario.cluster.node.link.profile:
         load_profile(scenario.cluster.node.link.profile)  # refused where there is none
-    profile = with_sustained_clock(profile, scenario.cluster.device)
+    profile = with_sustained_clock(profile, device)
     return Machine(scenario.cluster, scenario.plan, scenario.training, profile)
 
 

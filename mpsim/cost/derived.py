@@ -24,7 +24,11 @@ def profile_of(device: DeviceSpec) -> Profile:
     """
     if device.profile is None:
         return derived_profile(device)
-    profile = load_profile(device.profile)
+    return applied(load_profile(device.profile), device)
+
+
+def applied(profile: Profile, device: DeviceSpec) -> Profile:
+    """A profile on the data sheet of a device: as it is, or called derived where they differ."""
     return profile if distance(device, profile.sheet) < 0.02 else _applied(profile, device)
 
 

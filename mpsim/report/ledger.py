@@ -64,7 +64,7 @@ class Ledger:
 
 def ledger(report: Report) -> Ledger:
     """The figures that a report's step time rests on."""
-    machine = machine_of(report.scenario)
+    machine = machine_of(report.scenario, report.profile)
     stages = stages_of(report.scenario, machine)
     compute, launch = kernel_figures(stages, machine), launch_figures(machine)
     passes = [(compute, "compute"), (launch, "launch")]

@@ -14,6 +14,7 @@ from mpsim.cost.work import Work
 from mpsim.engine.timeline import Timeline
 from mpsim.schedule.graph import OpGraph
 from mpsim.schedule.ops import Kind, Order
+from mpsim.spec.profile import Profile
 from mpsim.spec.scenario import Scenario
 
 Floats = NDArray[np.float64]
@@ -115,6 +116,7 @@ class Report:
     traffic: Traffic
     utilisation: Utilisation | None
     minimum_devices: Mapping[str, int]  # the memory wall: what must fit → devices at the least
+    profile: Profile  # what timed the kernels
     interval: tuple[float, float] | None = None  # s, 90 % of the samples
     steady_step: float | None = None  # s of a step in the steady state, asynchronous schedules
     notes: tuple[str, ...] = ()

@@ -158,7 +158,10 @@ def _facts(report: Report) -> RenderableType:
     scenario, plan, cluster = report.scenario, report.scenario.plan, report.scenario.cluster
     grid = _grid()
     grid.add_row("model", _model_line(report))
-    between = f", {cluster.network.name} between nodes" if cluster.network else ""
+    between = ""
+    if cluster.network and cluster.nodes > 1:
+        rate = format_si(cluster.network.bandwidth, "B/s")
+        between = f", {cluster.network.name} between nodes ({rate} a device)"
     grid.add_row(
         "cluster",
         f"{cluster.nodes} x {cluster.node.devices} {cluster.device.name}, "

@@ -105,7 +105,8 @@ class PlanSpec(Declaration):
     compression: Compression = Compression()
     """Gradient compression."""
     bucket: Bytes | None = None
-    """Size of a gradient bucket; null: the framework's own (:func:`bucket_nbytes`)."""
+    """Size of a gradient bucket; null: the framework's own: 25 MiB of torch and FSDP, of Megatron
+    40 million gradients or a million for each replica, whichever is more."""
     release: Literal["input", "weight"] = "weight"
     """Backward part after which activations of a split backward are freed: I or W."""
     step_barrier: bool = True
@@ -171,7 +172,7 @@ class TrainingSpec(Declaration):
     precision: Precision = "bf16"
     """Number format of the matrix products."""
     parameter_type: Literal["fp32", "fp16", "bf16"] | None = None
-    """Stored parameters; null: fp32 for fp32 and tf32, bf16 (fp16 for fp16) otherwise."""
+    """Stored parameters; null: fp32 for fp32, tf32 and FSDP, bf16 (fp16 for fp16) otherwise."""
     gradient_type: Literal["fp32", "fp16", "bf16"] | None = None
     """Stored and exchanged gradients; null: as the parameters."""
     optimizer: Literal["sgd", "momentum", "adam", "adafactor"] = "adam"
@@ -192,13 +193,16 @@ class TrainingSpec(Declaration):
     steps: Count = 1
     """Optimizer steps reported."""
     framework: Literal["torch", "megatron", "fsdp", "legacy_megatron"] = "megatron"
-    """Whose host overheads apply where the profile tells them apart."""
+    """Software that trains: its host overheads, attention kernels, copies of weights and logits,
+    gradient buckets, and where its state is kept."""
 
     @property
     def stored_type(self) -> str:
         """Number format of stored parameters."""
         if self.parameter_type:
             return self.parameter_type
+        if self.framework == "fsdp":  # casts what it gathers (FullyShardedDataParallel, torch)
+            return "fp32"
         return {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}.get(self.precision, "bf16")
 
     @property
