@@ -11,10 +11,16 @@ from mpsim.validation.record_parts import RecordedCluster
 
 Tree = dict[str, object]
 
-_MAKERS = {"nvidia", "amd", "intel", "google", "aws", "tesla", "geforce", "quadro", "gpu"}
+_MAKERS = {
+    *("nvidia", "amd", "intel", "google", "aws", "tesla", "geforce", "quadro", "instinct", "gpu"),
+    *("generation", "accelerator"),
+}
 """Words of a device's name that do not tell it from another."""
 _MEMORY = re.compile(r"(\d+)gb")
 _FORM = re.compile(r"sxm\d")
+_POWER = re.compile(r"(\d+)w")
+_VARIANT = re.compile(r"[-_ ]*\b(hbm\w*|gddr\w*|\d+w)\b", re.IGNORECASE)
+"""What tells a variant of a part: its kind of memory, its power limit."""
 _INSTEAD: dict[str, tuple[str, ...]] = {
     "nvfp4": ("mxfp8", "fp8"),
     "mxfp8": ("fp8",),
@@ -50,8 +56,8 @@ def device_of(
         ScenarioError: If the zoo does not have the device.
     """
     if recorded.device != "mixed":
-        name, memory = _match(recorded.device)
-        tree: str | Tree = {"base": name, "memory": memory} if memory else name
+        name, changed = _match(recorded.device)
+        tree: str | Tree = {"base": name, **changed} if changed else name
         if recorded.device != name:
             notes.append(f"cluster.device = {name}")
         return name, tree
@@ -93,14 +99,19 @@ def _alone(kind: str) -> str:
     return re.sub(r"^\s*\d+\s*(x|×)\s+|\s+(x|×)\s*\d+\s*$", "", kind, flags=re.IGNORECASE)
 
 
-def _match(text: str) -> tuple[str, str | None]:
-    """The device of the zoo that a text names, and the memory that it states besides, if another.
+def _match(text: str) -> tuple[str, Tree]:
+    """The device of the zoo that a text names, and the memory and power that it states otherwise.
 
     Raises:
         ScenarioError: If the zoo has no such device.
     """
     if text in names("devices"):
-        return text, None
+        return text, {}
+    plain = _VARIANT.sub("", text)
+    if plain != text:
+        name, changed = _match(plain)
+        power = next((f"{found[1]} W" for found in _POWER.finditer(text.lower())), None)
+        return name, {**changed, **({"power": power} if power else {})}
     wanted, size = _key(text)
     known = {name: _key(name) for name in names("devices")}
     alike = [name for name, (key, _) in known.items() if wanted and key == wanted]
@@ -112,10 +123,10 @@ def _match(text: str) -> tuple[str, str | None]:
     if not alike:
         load_entry("devices", text)  # raises, with a near miss
     if size is None:
-        return alike[0], None
+        return alike[0], {}
     memory = {name: _nbytes(str(load_entry("devices", name)["memory"])) / 2**30 for name in alike}
     near = min(alike, key=lambda name: abs(memory[name] - size))
-    return near, None if abs(memory[near] / size - 1) < 0.1 else f"{size} GiB"
+    return near, {} if abs(memory[near] / size - 1) < 0.1 else {"memory": f"{size} GiB"}
 
 
 def _key(text: str) -> tuple[str, int | None]:

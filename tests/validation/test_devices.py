@@ -26,6 +26,8 @@ def cluster(device, **fields):
         ("rtx-a6000", "a6000"),
         ("mi300x-192gb", "mi300x"),
         ("l40s-48gb", "l40s"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("a100-sxm-80gb-hbm2e", "a100-sxm-80gb"),
     ],
 )
 def test_one_part_has_many_names(text, name):
@@ -39,6 +41,11 @@ def test_one_part_has_many_names(text, name):
 def test_another_part_is_not_taken_for_one_of_the_zoo(text):
     with pytest.raises(ScenarioError, match="in the zoo"):
         device_of(cluster(text), "bf16", [])
+
+
+def test_a_part_with_another_power_limit_keeps_its_limit():
+    name, declared = device_of(cluster("h100-sxm-80gb-hbm3-650w"), "bf16", [])
+    assert (name, declared) == ("h100-sxm-80gb", {"base": "h100-sxm-80gb", "power": "650 W"})
 
 
 def test_a_part_with_other_memory_keeps_its_memory():
