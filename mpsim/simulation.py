@@ -204,12 +204,16 @@ def _devices(compiled: Compiled, timeline: Timeline, step: float) -> tuple[Devic
     return tuple(found)
 
 
+_HELD = {"transformer": "layer", "traced": "traced module"}
+"""What a device holds, where the kind of the layer is no noun."""
+
+
 def _held_text(stages: Sequence[Sequence[Layer]]) -> str:
     """Layers that a device holds, as text: ``embedding, 8 layers``."""
     counts: dict[str, int] = {}
     for stage in stages:
         for layer in stage:
-            name = "layer" if layer.kind == "transformer" else layer.kind.replace("_", " ")
+            name = _HELD.get(layer.kind) or layer.kind.replace("_", " ")
             counts[name] = counts.get(name, 0) + 1
     plural = {name: name if name.endswith("s") else name + "s" for name in counts}
     return ", ".join(

@@ -66,7 +66,7 @@ def changed_fields(first: Scenario, second: Scenario) -> Iterator[tuple[str, Any
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):  # an empty one says what a missing one does
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -190,7 +190,8 @@ def _facts(report: Report) -> RenderableType:
             f"{use.with_attention:.1%} with attention; {use.hardware:.1%} hardware FLOPs",
         )
     if report.usd_per_step is not None:
-        grid.add_row("cost", f"{_usd(report.usd_per_step)} a step ({cluster.price_source})")
+        source = cluster.price_source or "price given without a source"
+        grid.add_row("cost", f"{_usd(report.usd_per_step)} a step ({source})")
     if report.minimum_devices:
         wall = ", ".join(f"{name}: {count}" for name, count in report.minimum_devices.items())
         grid.add_row("memory wall", f"devices at the least for {wall}")

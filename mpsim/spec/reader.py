@@ -300,7 +300,7 @@ def _complaints(error: ValidationError) -> list[ScenarioError]:
 
 def _place(location: Sequence[str | int]) -> list[str]:
     """Dotted path of a complaint: pydantic's, without the tag of the model's kind."""
-    place = [str(part) for part in location]
+    place = [str(part) for part in location if part != "[key]"]  # pydantic's mark of a bad key
     if place[:1] == ["model"] and place[1:2] and place[1] in _UNION_TAGS:
         del place[1]
     if place[:2] == ["model", "network"] and place[3:4] and place[3] not in _LAYER_FIELDS:

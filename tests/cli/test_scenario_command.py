@@ -99,6 +99,12 @@ def test_set_overrides_with_units(file):
     assert json.loads(slow.stdout)["step_time_s"] > 1
 
 
+def test_a_price_without_a_source_says_so(file):
+    shown = run("scenario", file, "--set", "cluster.price=2 USD/h").stdout
+    assert "a step (price given without a source)" in shown
+    assert "None" not in shown
+
+
 def test_a_trace_is_what_viewers_load(file, tmp_path):
     path = tmp_path / "trace.json"
     assert run("scenario", file, "--trace", path).exit_code == 0

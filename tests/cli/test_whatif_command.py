@@ -125,6 +125,13 @@ def test_a_torch_module_is_traced_wherever_a_scenario_is_read(torch_file):
         assert done.exit_code == 0, (command, done.output)
 
 
+def test_traced_modules_are_counted_in_words(torch_file):
+    split = ["--set", "cluster.node.devices=2", "--set", "plan.pipeline=2"]
+    text = run("scenario", torch_file, *split).stdout
+    assert "2 traced modules" in text
+    assert "traceds" not in text
+
+
 def test_where_no_point_can_be_simulated_that_is_an_error_and_tried_again(tmp_path):
     wrong = ["whatif", "gpt3_bf16.yaml", "--vary", "plan.pipeline=7,11", "--fill", "none"]
     first = run(*wrong)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpsim.planner.comparison import compare_reports
+from mpsim.planner.comparison import changed_fields, compare_reports
 from mpsim.simulation import simulate
 from mpsim.spec.reader import load
 
@@ -17,6 +17,12 @@ def test_only_what_differs_is_listed(reports):
     fields = {path: (one, other) for path, one, other in compare_reports(*reports).fields}
     assert fields["plan.zero"] == (0, 1)
     assert set(fields) == {"plan.zero", "cluster.network.bandwidth"}
+
+
+def test_a_table_that_only_one_device_has_is_listed_by_its_entries_alone():
+    ceilings = ({}, {"bf16": 0.8})
+    pair = [load("gpt3_bf16.yaml", {"cluster.device.ceiling": given}) for given in ceilings]
+    assert list(changed_fields(*pair)) == [("cluster.device.ceiling.bf16", None, 0.8)]
 
 
 def test_the_changes_of_all_causes_sum_to_that_of_the_step(reports):

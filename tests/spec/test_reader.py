@@ -40,6 +40,7 @@ MESSAGES = [
         {"cluster__node__link__bandwith": "3 GB/s"},
         "cluster.node.link.bandwith: unknown field; did you mean 'bandwidth'?",
     ),
+    ({"cluster__device__peak__bf61": "3 TFLOP/s"}, "cluster.device.peak.bf61: input should be 'fp"),
     ({"model__heds": 4}, "model.heds: unknown field; did you mean 'heads'?"),
     (
         {"cluster__device__memory": 80},
