@@ -15,6 +15,7 @@ from mpsim.schedule.ops import Kind, Op, Order
 _LABELLED_OPS = 600  # ops of a picture up to which each bar carries its name
 _RASTER_OPS = 4000  # ops above which bars are rasterised, so that an SVG stays small
 _SHADES = (1.0, 0.55)  # how strong the colour is on even and odd chunks of a device
+_SHADE_COLOUR = "#54504c"  # of the pale shade in the legend, where it stands for all kinds
 
 
 class Piece(NamedTuple):
@@ -125,11 +126,20 @@ def draw(measures: ScheduleMeasures, path: Path) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(f"{order.schedule}: makespan {measures.makespan:g}", loc="left", fontsize=10)
     handles = [
-        Patch(color=COLOURS[Kind(kind)], label=KIND_NAMES[Kind(kind)])
-        for kind in sorted(set(order.kind.tolist()))
+        Patch(facecolor=colour, alpha=strength, label=label)
+        for label, colour, strength in _legend(order)
     ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=4, fontsize=7, frameon=False)
+    figure.legend(handles=handles, loc="outside lower right", ncols=5, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _legend(order: Order) -> Iterator[tuple[str, str, float]]:
+    """Label, colour and strength of each entry of the legend: kinds, then the pale shade."""
+    for kind in sorted(set(order.kind.tolist())):
+        yield KIND_NAMES[Kind(kind)], COLOURS[Kind(kind)], _SHADES[0]
+    if order.num_stages > order.num_devices:
+        which = "second" if order.num_stages == 2 * order.num_devices else "every second"
+        yield f"pale: {which} stage of a device", _SHADE_COLOUR, _SHADES[1]
 
 
 def _corners(measures: ScheduleMeasures) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -16,7 +16,7 @@ _COMPUTE = (Kind.F, Kind.B, Kind.I, Kind.W, Kind.STEP, Kind.BARRIER)
 COLOURS = {
     Kind.F: "#4c78a8",
     Kind.B: "#e8894a",
-    Kind.I: "#e8894a",
+    Kind.I: "#edc948",
     Kind.W: "#59a14f",
     Kind.SEND_F: "#9ecae9",
     Kind.RECV_F: "#9ecae9",

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mpsim.errors import ScheduleError
-from mpsim.report.grid import draw, strips
+from mpsim.report.grid import _legend, draw, strips
 from mpsim.report.schedule_compare import Wanted, compare
 from mpsim.report.schedule_measures import measure, peak_held, steady_period
 from mpsim.schedule.orders import SCHEDULES, OpTimes, make_order
@@ -183,6 +183,31 @@ def test_picture_is_written(tmp_path, suffix):
     draw(measure(make_order("dualpipe", num_devices=4, num_microbatches=8), OpTimes()), path)
     head = path.read_bytes()[:200]
     assert (b"<?xml" in head) if suffix == "svg" else head.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("1f1b", ["forward", "backward"]),
+        ("zb_h1", ["forward", "input gradient", "weight gradient"]),
+        (
+            "dualpipe_v",
+            [
+                *("forward", "backward", "input gradient", "weight gradient"),
+                "pale: second stage of a device",
+            ],
+        ),
+    ],
+)
+def test_the_legend_tells_all_shades_apart(name, labels):
+    entries = list(_legend(make_order(name, num_devices=4, num_microbatches=8)))
+    assert [label for label, *_ in entries] == labels
+    assert len({(colour, strength) for _, colour, strength in entries}) == len(labels)
+
+
+def test_the_legend_of_many_stages_names_every_second():
+    order = make_order("interleaved_1f1b", num_devices=4, num_microbatches=8, num_chunks=3)
+    assert list(_legend(order))[-1][0] == "pale: every second stage of a device"
 
 
 def test_no_time_makes_no_bubble():
