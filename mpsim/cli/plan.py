@@ -17,11 +17,12 @@ from mpsim.errors import ScenarioError
 from mpsim.planner.capacity import Capacity, Demand, capacity
 from mpsim.planner.capacity_text import capacity_record, show_capacity
 from mpsim.planner.executors import executor_options, simulator
-from mpsim.planner.finalists import Verdict, checked, explain, rerun
+from mpsim.planner.finalists import checked, rerun
 from mpsim.planner.minimum import infeasible, minimum
 from mpsim.planner.search import Evaluate, search
 from mpsim.planner.space import Problem, load_problem
 from mpsim.planner.text import search_record, show_counts, show_search
+from mpsim.planner.verdict import Verdict, explain
 from mpsim.spec.reader import to_yaml
 from mpsim.units import parse
 
@@ -36,7 +37,7 @@ from mpsim.units import parse
     help="Override a field, as in plan.tensor=1..8 or plan.schedule=[1f1b, zb_v]; repeatable.",
 )
 @click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, help="Plans.")
-@click.option("--explain", "named", metavar="PLAN", help="Say which rule removed tensor=8,…")
+@click.option("--explain", "named", metavar="PLAN", help="What becomes of tensor=8,…")
 @click.option("--minimum", "least", is_flag=True, help="Fewest devices on which it fits at all.")
 @click.option("--tokens", metavar="COUNT", help="Tokens to train on, as in 300e9.")
 @click.option("--deadline", metavar="TIME", help="Latest finish, as in 30d or '6 weeks'.")
@@ -82,9 +83,10 @@ def plan(
                 console.print(f"fits on {problem.devices} devices, and on no fewer")
         else:
             found = search(problem, top=top, simulate=simulate)
-    if named:
-        _show_verdict(explain(problem, named, found), console, as_json=as_json)
-        return
+        if named is not None:
+            verdict = explain(problem, named, found, evaluate_all=simulate)
+            _show_verdict(verdict, console, as_json=as_json)
+            return
     if not found.best:
         if not as_json:
             show_counts(found, console)
@@ -109,9 +111,16 @@ def _show_capacity(found: Capacity, console: Console, *, as_json: bool) -> None:
 def _show_verdict(verdict: Verdict, console: Console, *, as_json: bool) -> None:
     """What became of a plan that the user names."""
     if as_json:
-        click.echo(json.dumps({"rule": verdict.rule or None, "text": verdict.text}, indent=2))
-    else:
-        console.print(f"{verdict.rule}: {verdict.text}" if verdict.rule else verdict.text)
+        about = {"plan": verdict.plan or None, "matching": verdict.matching}
+        record = {"rule": verdict.rule or None, "text": verdict.text, **about}
+        click.echo(json.dumps(record, indent=2))
+        return
+    console.print(f"{verdict.rule}: {verdict.text}" if verdict.rule else verdict.text)
+    if verdict.plan:
+        console.print(f"the plan: {verdict.plan.replace(',', ', ')}")
+    if verdict.matching > 1:
+        closest = "the one closest to fitting" if verdict.rule == "memory" else "the best"
+        console.print(f"{closest} of {verdict.matching:,} legal plans that match", style="dim")
 
 
 def demand_of(tokens: str | None, deadline: str | None, budget: str | None) -> Demand | None:

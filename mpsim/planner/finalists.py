@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from mpsim.errors import MpsimError, ScenarioError
-from mpsim.planner.evaluate import evaluate
-from mpsim.planner.search import Found, Search
-from mpsim.planner.space import AXES, Problem
+from mpsim.errors import MpsimError
+from mpsim.planner.search import Found
 from mpsim.report.metrics import Report
 from mpsim.simulation import simulate
 from mpsim.spec.plan import PlanSpec
-from mpsim.spec.reader import build, parse_overrides
+from mpsim.spec.reader import build
 from mpsim.spec.scenario import Scenario
-from mpsim.units import format_bytes, format_seconds
+from mpsim.units import format_seconds
 
 SHOWN = (
     *("tensor", "pipeline", "data", "context", "expert", "chunks", "schedule", "zero"),
@@ -26,17 +22,28 @@ _EQUAL = 1e-9
 """Relative difference below which two steps take as long."""
 _SMALL = 0.01
 """Share of the largest cause below which causes are told as one."""
+_PRINTED = 5e-4
+"""Share of a difference that its three digits do not show."""
 _NOTHING = 1e-12
 """Seconds that print as none."""
 
 
 def describe(scenario: Scenario) -> str:
     """The fields of a plan that are not their defaults: ``tensor=8,pipeline=4,microbatch=2``."""
-    plain, plan = PlanSpec(), scenario.plan
+    plain = PlanSpec()
+    return _listed(scenario, [n for n in SHOWN if getattr(scenario.plan, n) != getattr(plain, n)])
+
+
+def spelled(scenario: Scenario) -> str:
+    """All fields of a plan that a search chooses, defaults too."""
+    return _listed(scenario, SHOWN)
+
+
+def _listed(scenario: Scenario, names: Sequence[str]) -> str:
+    values = {name: getattr(scenario.plan, name) for name in names}
     parts = [
         f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name in SHOWN
-        if (value := getattr(plan, name)) != getattr(plain, name)
+        for name, value in values.items()
     ]
     return ",".join([*parts, f"microbatch={scenario.training.microbatch}"]).replace(" ", "")
 
@@ -79,7 +86,8 @@ def why_slower(best: Report, other: Report) -> str:
 def gaps(best: Report, other: Report) -> list[tuple[str, float]]:
     """What each cause adds to the step of another plan, s, largest first; sums to the difference.
 
-    Causes that add less than a hundredth of the largest are one term, ``the rest``.
+    Causes that add less than a hundredth of the largest are one term, ``the rest``; it is left out
+    where it changes no digit of the sum.
     """
     causes = dict.fromkeys([*best.waterfall, *other.waterfall])
     each = {
@@ -88,74 +96,6 @@ def gaps(best: Report, other: Report) -> list[tuple[str, float]]:
     least = _SMALL * max(map(abs, each.values()), default=0.0)
     shown = [(cause, value) for cause, value in each.items() if abs(value) >= max(least, _NOTHING)]
     rest = other.step_time - best.step_time - sum(value for _, value in shown)
-    if abs(rest) >= max(_NOTHING, _EQUAL * best.step_time):
+    if abs(rest) >= max(_NOTHING, _PRINTED * (other.step_time - best.step_time)):
         shown.append(("the rest", rest))
     return sorted(shown, key=lambda term: -abs(term[1]))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a search says of a plan that the user names."""
-
-    rule: str  # the rule that removes it; empty if none does
-    text: str
-
-
-def explain(problem: Problem, named: str, best: Search) -> Verdict:
-    """Which rule removed a plan: options, legality, memory, time; or that it is the best.
-
-    Args:
-        problem: The space.
-        named: Fields, as in ``tensor=8,pipeline=4,schedule=1f1b``; degrees not named take what
-            is left (data) or their default.
-        best: The search over the space.
-    """
-    fields = _fields(named)
-    for axis, value in fields.items():
-        options = problem.options(axis)
-        if value not in options and axis != "data":
-            listed = ", ".join(map(str, options[:12])) + (", ..." if len(options) > 12 else "")
-            return Verdict("space", f"{axis}={value} is not among the options: {listed}")
-    try:
-        scenario = _scenario(problem, fields)
-        outcome = evaluate(scenario)
-    except MpsimError as error:
-        return Verdict("legality", str(error))
-    need, have = format_bytes(outcome.memory), format_bytes(outcome.capacity)
-    if not outcome.fits:
-        return Verdict("memory", f"needs {need} on its fullest device, which has {have}")
-    step = format_seconds(outcome.step, 4)
-    if not best.best:
-        return Verdict("", f"fits: {step} a step, {need}")
-    first = best.best[0]
-    if outcome.step <= first.outcome.step * (1 + 1e-9):
-        return Verdict("", f"is the best: {step} a step, {need} on its fullest device")
-    reports = [simulate(one, engine="fast") for one in (first.scenario, scenario)]
-    return Verdict("time", f"fits ({need}) and takes {step}: {why_slower(*reports)}")
-
-
-def _fields(named: str) -> dict[str, Any]:
-    """The fields of a text, with every name checked."""
-    fields: dict[str, Any] = {}
-    for path, value in parse_overrides([part for part in named.split(",") if part.strip()]).items():
-        name = path.removeprefix("plan.").removeprefix("training.")
-        if name not in AXES:
-            known = ", ".join(AXES)
-            raise ScenarioError(f"--explain {path}", f"is no axis of the search; there are {known}")
-        fields[name] = value
-    return fields
-
-
-def _scenario(problem: Problem, fields: Mapping[str, Any]) -> Scenario:
-    """The plan that some fields name, checked."""
-    degrees = dict(fields)
-    micro = degrees.pop("microbatch", 1)
-    if "data" not in degrees:
-        used = 1
-        for axis in ("tensor", "pipeline", "context"):
-            used *= int(degrees.get(axis, 1))
-        degrees["data"] = max(1, problem.devices // used)
-    tree = problem.base.model_dump(mode="json", exclude={"variants"})
-    tree["plan"] |= degrees
-    tree["training"] |= {"microbatch": micro}
-    return build(tree)

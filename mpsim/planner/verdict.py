@@ -1,0 +1,131 @@
+"""What a search says of plans that the user names: the rule that removed them, or their step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mpsim.errors import MpsimError, ScenarioError
+from mpsim.planner.evaluate import Outcome, evaluate
+from mpsim.planner.finalists import spelled, why_slower
+from mpsim.planner.minimum import shortage
+from mpsim.planner.rules import in_words
+from mpsim.planner.search import Evaluate, Search, one_by_one
+from mpsim.planner.space import AXES, Problem
+from mpsim.simulation import simulate
+from mpsim.spec.reader import build, parse_overrides
+from mpsim.spec.scenario import Scenario
+from mpsim.units import format_bytes, format_seconds
+
+_EQUAL = 1e-9
+"""Relative difference below which a step is as short as the best."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a search says of the plans that have some fields."""
+
+    rule: str  # the rule that removes them; empty if none does
+    text: str
+    plan: str = ""  # every field of the plan that the text is about
+    matching: int = 0  # legal plans that have the fields named
+
+
+def explain(
+    problem: Problem, named: str, best: Search, *, evaluate_all: Evaluate = one_by_one
+) -> Verdict:
+    """Which rule removed a plan: options, legality, memory, time; or that it is the best.
+
+    Where several plans have the fields named, it is about the best of them.
+
+    Args:
+        problem: The space.
+        named: Fields, as in ``tensor=8,pipeline=4,schedule=1f1b``; the others are searched.
+        best: The search over the space.
+        evaluate_all: What simulates the plans that match.
+    """
+    fields = _fields(named)
+    for axis, value in fields.items():
+        options = problem.options(axis)
+        if value not in options:
+            listed = ", ".join(map(str, options[:12])) + (", ..." if len(options) > 12 else "")
+            return Verdict("space", f"{axis}={value} is not among the options: {listed}")
+    # the file's own plan is no option of the part, but its microbatch is
+    closed = {"microbatch": problem.options("microbatch")}
+    closed |= {axis: (value,) for axis, value in fields.items()}
+    part = replace(problem, space=problem.space.model_copy(update=closed), named={})
+    found = Search(part, top=1)
+    found.run(evaluate_all)
+    if found.best:
+        return _of_best(found, best)
+    return _of_illegal(found, fields) if not found.tally.legal else _of_large(found, fields)
+
+
+def _of_best(found: Search, best: Search) -> Verdict:
+    """What is said of the best of the plans that match."""
+    scenario, outcome = found.best[0].scenario, found.best[0].outcome
+    plan, matching = spelled(scenario), found.tally.legal
+    need, step = format_bytes(outcome.memory), format_seconds(outcome.step, 4)
+    if not best.best or outcome.step <= best.best[0].outcome.step * (1 + _EQUAL):
+        text = f"is the best: {step} a step, {need} on its fullest device"
+        return Verdict("", text, plan, matching)
+    reports = [simulate(one, engine="fast") for one in (best.best[0].scenario, scenario)]
+    text = f"fits ({need}) and takes {step}: {why_slower(*reports)}"
+    return Verdict("time", text, plan, matching)
+
+
+def _of_large(found: Search, fields: Mapping[str, Any]) -> Verdict:
+    """What is said where legal plans match and none fits: what the closest simulated one needs."""
+    matching = found.tally.legal
+    if found.closest is not None:
+        return _of_memory(*found.closest, matching)
+    if found.refused == matching:
+        return Verdict("legality", shortage(found), "", matching)
+    try:
+        scenario = _instance(found.problem, fields)
+        return _of_memory(scenario, evaluate(scenario), matching)
+    except MpsimError:
+        return Verdict("memory", shortage(found), "", matching)
+
+
+def _of_memory(scenario: Scenario, outcome: Outcome, matching: int) -> Verdict:
+    need, have = format_bytes(outcome.memory), format_bytes(outcome.capacity)
+    text = f"needs {need} on its fullest device, which has {have}"
+    return Verdict("memory", text, spelled(scenario), matching)
+
+
+def _of_illegal(found: Search, fields: Mapping[str, Any]) -> Verdict:
+    """What is said where no plan that matches is legal: the complaint about one, or the rule."""
+    try:
+        evaluate(_instance(found.problem, fields))
+    except MpsimError as error:
+        return Verdict("legality", str(error))
+    rule, _ = found.tally.removed.most_common(1)[0]
+    return Verdict("legality", in_words(rule, found.problem))
+
+
+def _fields(named: str) -> dict[str, Any]:
+    """The fields of a text, with every name checked."""
+    fields: dict[str, Any] = {}
+    for path, value in parse_overrides([part for part in named.split(",") if part.strip()]).items():
+        name = path.removeprefix("plan.").removeprefix("training.")
+        if name not in AXES:
+            known = ", ".join(AXES)
+            raise ScenarioError(f"--explain {path}", f"is no axis of the search; there are {known}")
+        fields[name] = value
+    return fields
+
+
+def _instance(problem: Problem, fields: Mapping[str, Any]) -> Scenario:
+    """One of the plans that match, checked: the first option of each axis that is not named."""
+    degrees = {axis: fields.get(axis, problem.options(axis)[0]) for axis in AXES if axis != "data"}
+    micro = degrees.pop("microbatch")
+    used = 1
+    for axis in ("tensor", "pipeline", "context"):
+        used *= int(degrees[axis])
+    degrees["data"] = fields.get("data", max(1, problem.devices // used))
+    tree = problem.base.model_dump(mode="json", exclude={"variants"})
+    tree["plan"] |= degrees
+    tree["training"] |= {"microbatch": micro}
+    return build(tree)
