@@ -5,8 +5,13 @@ from __future__ import annotations
 from mpsim.cost.compiled import Compiled
 from mpsim.report.interval import worker_notes
 from mpsim.schedule.orders import SCHEDULES
+from mpsim.spec.model import Network
 from mpsim.spec.plan import PlanSpec
 from mpsim.units import format_count
+from mpsim.workload.network import kept_whole
+
+_LISTED = 8
+"""Layers that a note names at most."""
 
 
 def phase_texts(compiled: Compiled) -> dict[str, str]:
@@ -65,7 +70,19 @@ def notes(compiled: Compiled) -> tuple[str, ...]:
         )
     if profile.workers is not None:
         told += worker_notes(compiled)
-    return (*told, *_unused(plan))
+    return (*told, *_whole(compiled), *_unused(plan))
+
+
+def _whole(compiled: Compiled) -> list[str]:
+    """Layers of a network that tensor parallelism does not cut."""
+    model, plan = compiled.scenario.model, compiled.scenario.plan
+    if not isinstance(model, Network):
+        return []
+    return [
+        f"model.network.{index} is whole on every device: plan.tensor = {plan.tensor} does not "
+        f"divide its width of {width}"
+        for index, width in list(kept_whole(model, plan).items())[:_LISTED]
+    ]
 
 
 def _unused(plan: PlanSpec) -> list[str]:

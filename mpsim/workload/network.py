@@ -167,21 +167,32 @@ def _cuts(layers: Sequence[NetworkLayer], plan: PlanSpec) -> list[NetworkCut]:
 
 
 def _cut(layer: NetworkLayer, plan: PlanSpec) -> NetworkCut:
+    width = _width(layer, plan)
+    if not width or width % plan.tensor or (isinstance(layer, Conv2d) and layer.groups > 1):
+        return ""
+    if not isinstance(layer, Linear | Conv2d):
+        return "inner"
+    return "row" if plan.split == "row" else "column"
+
+
+def _width(layer: NetworkLayer, plan: PlanSpec) -> int:
+    """What of a layer is dealt out: outputs or inputs, heads, state, rows; 0: nothing."""
     if isinstance(layer, Linear | Conv2d):
-        groups = layer.groups if isinstance(layer, Conv2d) else 1
-        by_rows = plan.split == "row"
-        width = layer.inputs if by_rows else layer.outputs
-        if width % plan.tensor or groups > 1:
-            return ""
-        return "row" if by_rows else "column"
-    width = 1
+        return layer.inputs if plan.split == "row" else layer.outputs
     if isinstance(layer, SelfAttention):
-        width = layer.heads
-    elif isinstance(layer, Recurrent):
-        width = layer.hidden
-    elif isinstance(layer, Embedding):
-        width = layer.rows
-    return "inner" if width % plan.tensor == 0 else ""
+        return layer.heads
+    if isinstance(layer, Recurrent):
+        return layer.hidden
+    return layer.rows if isinstance(layer, Embedding) else 0
+
+
+def kept_whole(model: Network, plan: PlanSpec) -> dict[int, int]:
+    """Layers that every tensor peer has whole, as its degree does not divide them: index, width."""
+    cuts = _cuts(model.network, plan)
+    widths = {index: _width(layer, plan) for index, layer in enumerate(model.network)}
+    return {
+        index: width for index, width in widths.items() if not cuts[index] and width % plan.tensor
+    }
 
 
 def _partner(layers: Sequence[NetworkLayer], index: int, plan: PlanSpec) -> int | None:

@@ -119,6 +119,16 @@ def test_one_is_not_called_many(reports):
     assert "1 devices" not in shown
 
 
+def test_a_layer_that_tensor_parallelism_leaves_whole_is_named():
+    layers = [{"type": "linear", "inputs": a, "outputs": b} for a, b in ((10, 31), (31, 2))]
+    fields = {"plan": {"tensor": 2}, "model": {"network": layers, "input": [10]}}
+    tree = {"cluster": "two-cpu", "training": {"global_batch": 2, "precision": "fp32"}}
+    told = "model.network.0 is whole on every device: plan.tensor = 2 does not divide its width of"
+    assert [note for note in simulate(build(tree | fields)).notes if told in note] == [f"{told} 31"]
+    uncut = simulate(build(tree | fields | {"plan": {"data": 2}}))
+    assert "is whole" not in " ".join(uncut.notes)
+
+
 def test_the_two_device_network_says_that_one_device_computes_at_a_time(reports):
     assert "busy at once at most 1 of 2" in flat(page(reports["two_device_mlp.yaml"], 80))
 

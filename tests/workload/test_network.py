@@ -7,6 +7,7 @@ from mpsim.spec.model import Network
 from mpsim.spec.plan import PlanSpec, TrainingSpec
 from mpsim.workload.build import build_layers
 from mpsim.workload.layers import Exchange, Kernel
+from mpsim.workload.network import kept_whole
 
 CNN = [
     {"type": "conv2d", "inputs": 1, "outputs": 10, "kernel": 5},
@@ -100,6 +101,32 @@ def test_a_width_that_the_degree_does_not_divide_stays_whole():
     found = build(layers, (64,), tensor=4, split="column")
     assert [m.parameters for m in found] == [65 * 32 / 4, 0, 33]
     assert exchanges(found[2].forward) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "tensor", "whole"),
+    [
+        ("megatron", 1, {}),
+        ("megatron", 2, {0: 31}),
+        ("column", 2, {0: 31}),
+        ("row", 2, {2: 31}),
+        ("column", 4, {0: 31, 2: 2}),
+        ("column", 31, {2: 2}),
+        ("megatron", 31, {}),
+    ],
+)
+def test_layers_that_stay_whole_are_known(split, tensor, whole):
+    layers = [
+        {"type": "linear", "inputs": 10, "outputs": 31},
+        {"type": "relu"},
+        {"type": "linear", "inputs": 31, "outputs": 2},
+    ]
+    model, plan = Network(input=[10], network=layers), PlanSpec(tensor=tensor, split=split)
+    assert kept_whole(model, plan) == whole
+    if tensor > 1 and len(whole) < 2:  # what is not named is cut
+        found = build(layers, (10,), tensor=tensor, split=split)
+        full = {0: 11 * 31, 2: 32 * 2}
+        assert [i for i, count in full.items() if found[i].parameters == count] == list(whole)
 
 
 def test_recurrent_layer_runs_a_product_at_each_step():
