@@ -16,6 +16,7 @@ from mpsim.errors import CalibrationError
 from mpsim.spec.cluster import LinkSpec, Precision
 from mpsim.spec.profile import GemmFit, LaunchFit, MemoryFit, Profile, Residual, Sheet
 from mpsim.spec.tables import Table
+from mpsim.units import format_si
 
 HELD_OUT = 0.2
 """Share of the rows of each table that no fit sees; the residuals of a profile are of these."""
@@ -132,12 +133,32 @@ def _gemms(table: Table, sheet: Sheet) -> dict[Precision, GemmFit]:
                 f"{table.path}: has rows of {precision}, but the data sheet has no peak rate for "
                 f"it; it has {', '.join(sheet.peak)}"
             )
-        found[precision] = fit_gemm(table.rows(mask), precision, sheet, floor=floor)
+        rows = table.rows(mask)
+        _refuse_too_fast(rows, precision, sheet.peak[precision])
+        found[precision] = fit_gemm(rows, precision, sheet, floor=floor)
         floor = floor if floor is not None else found[precision].floor
     if not found:
         kinds = ", ".join(sorted({str(kind) for kind in table["dtype"]}))
         raise CalibrationError(f"{table.path}: has none of {', '.join(_ORDER)}, only {kinds}")
     return found
+
+
+def _refuse_too_fast(rows: Table, precision: str, peak: float) -> None:
+    """Refuse products that run faster than the data sheet allows; a clock may be a tenth above it.
+
+    Raises:
+        CalibrationError: Naming the fastest product and what may be wrong.
+    """
+    rate = 2 * rows["m"] * rows["n"] * rows["k"] / rows.seconds
+    fastest = int(np.argmax(rate))
+    if rate[fastest] <= 1.1 * peak:
+        return
+    shape = " x ".join(f"{rows[name][fastest]:g}" for name in ("m", "n", "k"))
+    raise CalibrationError(
+        f"{rows.path}: the {precision} product {shape} runs at "
+        f"{format_si(rate[fastest], 'FLOP/s')}, above the data sheet's "
+        f"{format_si(peak, 'FLOP/s')}: is --device another one, or ms not in milliseconds?"
+    )
 
 
 def _memory(tables: Mapping[str, Table], sheet: Sheet, source: str) -> dict[str, MemoryFit]:

@@ -206,6 +206,14 @@ def test_tables_that_nothing_is_fitted_from_are_refused(tmp_path):
         fitted({"layers": layers})
 
 
+def test_products_faster_than_the_data_sheet_are_refused(gemms):
+    """Times in microseconds under the name of milliseconds, or another device's table."""
+    made = timed(gemms, BASE)
+    made["ms"][:] = made["ms"] / 1000
+    with pytest.raises(CalibrationError, match="above the data sheet's 989 TFLOP/s"):
+        fitted({"gemm": made})
+
+
 def test_collectives_without_a_link_are_not_listed_as_fitted(gemms, tmp_path):
     made = timed(gemms, BASE)
     messages = table(tmp_path, "collectives", op=["all_reduce"], gpus=[2.0], bytes=[8.0], ms=[1.0])
