@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from mpsim.cli.outputs import require_picture
 from mpsim.cli.tracing import traced
-from mpsim.errors import ScenarioError
+from mpsim.errors import ScenarioError, did_you_mean
 from mpsim.planner import tables
 from mpsim.planner.comparison import Comparison, compare_reports
 from mpsim.planner.executors import executor_options, mapper
@@ -23,7 +23,7 @@ from mpsim.planner.results import cache_folder, open_results
 from mpsim.planner.sensitivity import neighbours, sensitivities
 from mpsim.planner.sweep import sweep
 from mpsim.simulation import simulate
-from mpsim.spec.reader import load
+from mpsim.spec.reader import load, load_variants
 from mpsim.spec.scenario import Scenario
 
 _FEW = 400
@@ -42,6 +42,7 @@ _INTERRUPTED = 130
     help="Values a,b,c or a range a:b:n, a:b:n:log; repeat for a grid of all combinations.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@click.option("--variant", metavar="NAME", help="Variant of FILE; default: the file itself.")
 @click.option("--sensitivity", is_flag=True, help="Elasticity of the step to each parameter.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write a CSV table.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write JSON; - prints.")
@@ -66,6 +67,7 @@ def whatif(
     *,
     axes: Sequence[str],
     overrides: Sequence[str],
+    variant: str | None,
     sensitivity: bool,
     csv_file: Path | None,
     json_file: Path | None,
@@ -86,7 +88,7 @@ def whatif(
 
     Interrupted, the same command goes on where it was; done, it reads its result file.
     """  # noqa: D301  (click keeps lines after a backspace)
-    scenario = traced(load(file, overrides), file)
+    scenario = traced(_chosen(file, overrides, variant), file)
     if sensitivity:
         _sensitivity(scenario, json_file)
         return
@@ -94,7 +96,12 @@ def whatif(
         raise ScenarioError("--vary", "give at least one, as in --vary plan.pipeline=1,2,4")
     grid = make_grid(scenario, axes, fill=fill)
     if grid.fill != "none":
-        click.echo(f"{grid.fill} follows, so that the plan makes up the devices", err=True)
+        stated = scenario.plan.data if grid.fill == "data" else scenario.cluster.nodes
+        click.echo(
+            f"{grid.fill} follows, so that the plan makes up the devices: it is {stated} in the "
+            "scenario, where --fill none keeps it",
+            err=True,
+        )
     if plot is not None:
         tables.check_plot(grid, plot)
         require_picture(plot)
@@ -112,6 +119,29 @@ def whatif(
         Console(highlight=False, emoji=False).print(tables.rows_table(grid, rows))
     if all(row["status"] == "invalid" for row in rows):
         raise ScenarioError("--vary", f"none of the {len(rows)} points can be simulated")
+
+
+def _chosen(file: str, overrides: Sequence[str], variant: str | None) -> Scenario:
+    """The scenario of a file, or one of its variants; says which where there are several.
+
+    Raises:
+        ScenarioError: If there is no variant of this name.
+    """
+    first = load(file, overrides)
+    names = [first.variant, *first.variants]
+    if variant is None and len(names) > 1:
+        others = ", ".join(f"'{name}'" for name in names[1:])
+        click.echo(
+            f"this is '{first.variant}', the first of {len(names)} variants; --variant chooses "
+            f"another: {others}",
+            err=True,
+        )
+    if variant is None or variant == first.variant:
+        return first
+    if variant not in names:
+        hint = did_you_mean(variant, names) or f"; there are {', '.join(map(repr, names))}"
+        raise ScenarioError(f"--variant {variant}", f"no such variant in {file}{hint}")
+    return load_variants(file, overrides)[names.index(variant)]
 
 
 def _run(
@@ -180,17 +210,35 @@ def _sensitivity(scenario: Scenario, json_file: Path | None) -> None:
 @click.argument("first")
 @click.argument("second")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="In both.")
+@click.option("--variant", metavar="NAME", help="Variant of FIRST; default: the file itself.")
+@click.option("--other", metavar="NAME", help="Variant of SECOND; default: the file itself.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def compare(first: str, second: str, *, overrides: Sequence[str], as_json: bool) -> None:
-    """Put the scenarios in FIRST and SECOND side by side, and what makes the difference."""
-    scenarios = [traced(load(file, overrides), file) for file in (first, second)]
+def compare(
+    first: str,
+    second: str,
+    *,
+    overrides: Sequence[str],
+    variant: str | None,
+    other: str | None,
+    as_json: bool,
+) -> None:
+    """Put the scenarios in FIRST and SECOND side by side, and what makes the difference.
+
+    FIRST and SECOND may be one file with two of its variants.
+    """
+    names = (variant, other)
+    scenarios = [
+        traced(_chosen(file, overrides, name), file)
+        for file, name in zip((first, second), names, strict=True)
+    ]
     reports = [simulate(one) for one in scenarios]
     found = compare_reports(*reports)
     if as_json:
         click.echo(json.dumps(_record(found), indent=1))
         return
     console = Console(highlight=False, emoji=False)
-    for table in tables.comparison_tables(found, (Path(first).stem, Path(second).stem)):
+    titles = (variant or Path(first).stem, other or Path(second).stem)
+    for table in tables.comparison_tables(found, titles):
         console.print(table)
 
 

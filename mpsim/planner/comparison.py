@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpsim.planner.text import counts_tokens
 from mpsim.report.metrics import Report
 from mpsim.spec.scenario import Scenario
 
@@ -84,7 +85,7 @@ def _figures(report: Report) -> dict[str, float | None]:
     return {
         "step_time_s": report.step_time,
         "samples_per_s": report.samples_per_second,
-        "tokens_per_s": report.tokens_per_second,
+        "tokens_per_s": report.tokens_per_second if counts_tokens(report.scenario) else None,
         "reserved_memory_bytes": report.fullest.reserved,
         "peak_memory_bytes": report.peak_memory,
         "idle_fraction": report.idle_fraction,

@@ -6,7 +6,7 @@ from mpsim.planner.space import Problem
 
 RULES = {
     "devices": "degrees do not divide the devices",
-    "data": "the replicas that are left are not those stated",
+    "data": "other replicas than those stated",
     "batch": "the global batch does not divide",
     "layers": "more stages than layers",
     "schedule": "the schedule does not take these numbers",
@@ -30,7 +30,7 @@ def in_words(rule: str, problem: Problem) -> str:
     text = RULES.get(rule, rule)
     if rule == "data":
         stated = ", ".join(map(str, problem.options("data")))
-        return f"{text}: plan.data is stated as {stated}; --set plan.data=auto opens it"
+        return f"{text}, plan.data={stated} (open them: --set plan.data=auto)"
     if rule == "one chunk" and max(problem.options("chunks")) == 1:
         return f"{text}; --set plan.chunks=auto opens chunks"
     return text

@@ -18,6 +18,7 @@ from mpsim.planner.comparison import Comparison, Difference
 from mpsim.planner.grid import Grid
 from mpsim.planner.sensitivity import Neighbour, Sensitivity
 from mpsim.planner.sweep import COLUMNS
+from mpsim.planner.text import rate_name
 from mpsim.units import format_bytes, format_seconds, format_si
 
 _SHOWN_ROWS = 40
@@ -27,11 +28,14 @@ Rows = Sequence[Mapping[str, Any]]
 def rows_table(grid: Grid, rows: Rows) -> Table:
     """The points of a grid, at most forty; all of them are in the files."""
     shown = rows[:_SHOWN_ROWS]
+    scenario = grid.scenario
     more = f", the first {len(shown)} of {len(rows)}" if len(rows) > len(shown) else ""
-    table = Table(box=box.SIMPLE_HEAVY, title=f"{grid.scenario.name}{more}", title_justify="left")
+    which = f" · {scenario.variant}" if scenario.variant != "base" else ""
+    title = f"{scenario.name}{which}{more}"
+    table = Table(box=box.SIMPLE_HEAVY, title=title, title_justify="left")
     for axis in grid.axes:
         table.add_column(axis.path.rsplit(".", 1)[-1], justify="right", overflow="fold")
-    for name in ("step", "tokens/s", "memory", "MFU"):
+    for name in ("step", rate_name(scenario), "memory", "MFU"):
         table.add_column(name, justify="right")
     table.add_column("", overflow="fold")
     for row in shown:

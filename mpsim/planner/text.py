@@ -61,10 +61,14 @@ def _plans(reports: Sequence[Report], title: str) -> Table:
     return table
 
 
+def counts_tokens(scenario: Scenario) -> bool:
+    """Whether a model is fed tokens: a network without a sequence is not."""
+    return isinstance(scenario.model, Transformer) or scenario.training.sequence > 1
+
+
 def rate_name(scenario: Scenario) -> str:
-    """Unit of what is trained in a second: samples where a model knows no tokens."""
-    counts_tokens = isinstance(scenario.model, Transformer) or scenario.training.sequence > 1
-    return "tokens/s" if counts_tokens else "samples/s"
+    """Unit of what is trained in a second."""
+    return "tokens/s" if counts_tokens(scenario) else "samples/s"
 
 
 def _own_line(own: Own, found: Search) -> str:
