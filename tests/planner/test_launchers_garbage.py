@@ -95,7 +95,7 @@ def test_strange_configurations_are_read_or_refused(data):
 
 
 @QUICK
-@given(text=st.text(alphabet="-{}[]\"':=,\n abc0123456789_", max_size=60))
+@given(text=st.text(alphabet="-{}[]\"':=,\n abc0123456789_$()|&;<>!`\\#@", max_size=60))
 def test_any_text_is_read_or_refused(text):
     for source in (None, *LAUNCHERS):
         with contextlib.suppress(MpsimError):

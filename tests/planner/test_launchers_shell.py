@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.shell import read_script
 from mpsim.planner.launchers.shell_arithmetic import evaluate
+from mpsim.planner.launchers.shell_conditions import judge
 from mpsim.planner.launchers.translate import import_text
 
 BASH = shutil.which("bash")
@@ -63,6 +64,16 @@ def words(script):
         "# don't\nrun a # isn't\nrun a#b",
         'run "" \'\' x\nE=\nrun $E "$E"',
         "if true; then T=8; fi\nrun $T",
+        "M=7B\nif [ $M = 7B ]; then L=1; elif [ $M = 13B ]; then L=2; else L=3; fi\nrun $L",
+        "M=13B\nif [[ $M == 7B ]]; then L=1; elif [[ $M == 13B ]]; then L=2; fi\nrun $L",
+        "M=70B\nif [ $M = 7B ]; then\n L=1\nelif [ $M = 13B ]; then L=2\nelse\n L=3\nfi\nrun $L",
+        'A=1 B=\nif [ $A -gt 0 ] && [ -n "$B" ]; then run x; else run y; fi',
+        'A=1 B=\nif [ $A -ge 2 ] || [ -z "$B" ]; then run x; else run y; fi',
+        "A=1\n[ $A = 2 ] && B=3 || B=4\n[ $A = 1 ] && C=3 || C=4\nrun $B $C",
+        "A=1\n[ ! $A -ne 1 ] && run a\n! [ $A = 1 ] && run b\n[ $A -lt 1 ] || run c; run d",
+        "if [ 1 = 2 ]; then if [ 1 = 1 ]; then run a; else run b; fi; run c; else run d; fi; run e",
+        "if [ 1 = 2 ]; then for i in 1; do X=1; done; fi\nrun ${X:-2}",
+        "[ 1 = 2 ]; A=1 && B=2\nrun $A $B",
         "P='  --x  1  '\nrun a$P\"b\"",
         "for i in 1; do run x; done\nwhile false; do :; done",
         "run a\tb  \\\n   c",
@@ -105,6 +116,10 @@ def test_words_of_any_pieces_are_those_of_bash(pieces):
         ("M + 1", None),
         ("N > 2 ? 1 : 0", None),
         ("1.5", None),
+        ("4if 1else 2", None),
+        ("lambda", None),
+        ("0x10", None),
+        ("", None),
         ("(" * 150, None),
         ("1+" * 200 + "1", None),
     ],
@@ -286,6 +301,51 @@ def test_flags_of_other_commands_are_not_the_trainings():
     assert imported.scenario.model.layers == 12
     assert not imported.scenario.model.gated_mlp
     assert imported.unread == ()
+
+
+def test_a_model_that_is_chosen_by_its_size_is_the_one_named():
+    sizes = """MODEL_SIZE=13B
+if [[ ${MODEL_SIZE} == "7B" ]]; then
+    LAYERS=32
+elif [[ ${MODEL_SIZE} == "13B" ]]; then
+    LAYERS=40
+elif [[ ${MODEL_SIZE} == "70B" ]]; then
+    LAYERS=80
+    SPARE=1
+fi
+NNODES=1
+"""
+    imported = import_text(launch(sizes, MODEL.replace("layers 12", "layers $LAYERS")))
+    assert imported.scenario.model.layers == 40
+    assert imported.unread == ()
+    imported = import_text(
+        launch(sizes.replace("=13B", "=$1", 1), MODEL.replace("layers 12", "layers $LAYERS"))
+    )
+    assert imported.scenario.model.layers == 80
+    assert imported.unread == tuple(
+        f"the condition of LAYERS (line {line}), taken as met" for line in (3, 5, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        ("[ -f run.sh ]", None),
+        ("[ $X = 1 ]", None),
+        ("[[ a == a* ]]", None),
+        ("[ x -gt 1 ]", None),
+        ("[ = 1 ]", None),
+        ("[ ]", None),
+        ("[", None),
+        ("[ 1 = 1", None),
+        ("!", None),
+        ("grep x", None),
+        ("! false", True),
+        ("[ 10 -gt 9 ]", True),
+    ],
+)
+def test_only_tests_of_known_words_are_judged(words, verdict):
+    assert judge(words.split()) == verdict
 
 
 def test_a_command_in_quotes_is_read():

@@ -107,7 +107,10 @@ def _parse_script(script: Script) -> dict[str, Any]:
     found |= {f"{name}{UNUSED}": True for name in loose}
     others = [command for command in launches[1:] if command.words != launches[0].words]
     found |= {f"line {command.line}: another training": True for command in others}
-    return found | dict.fromkeys(script.notes, True)
+    for name, line in script.open:
+        if name in script.used:
+            found[f"the condition of {name} (line {line}), taken as met"] = True
+    return found
 
 
 def _is_program(word: str) -> bool:

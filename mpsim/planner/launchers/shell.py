@@ -2,8 +2,8 @@
 
 Read as bash reads it (manual, "Shell Expansions"): quotes, comments, continued lines,
 ``X=…``, ``A=(…)``, ``+=``, ``$X``, ``${X:-default}``, ``${A[@]}``, ``$((8 * NODES))``. What a file
-cannot say, such as ``$1`` or ``$(hostname)``, stays in the words as it is written. Conditions are
-not judged: what they guard is taken as done, and :attr:`Script.notes` says so.
+cannot say, such as ``$1`` or ``$(hostname)``, stays in the words as it is written. A condition that
+the file leaves open is taken as met, and :attr:`Script.open` says so.
 
 Neither ``shlex``, which forgets what was quoted and ends words at a ``#``, nor bashlex 0.18, which
 reads no arrays and no arithmetic, would do.
@@ -15,6 +15,7 @@ import re
 
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.shell_arithmetic import evaluate
+from mpsim.planner.launchers.shell_conditions import Conditions
 from mpsim.planner.launchers.shell_script import Command, Script
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=")
@@ -25,10 +26,8 @@ _BRACKET = re.compile(r"\([\[\]()+*,\d]+(?=\s|$)")
 _HERE = re.compile(r"[ \t]*(['\"]?)(\w+)\1")
 _NESTED = re.compile(r"\s--\w")
 _DECLARES = {"export", "declare", "local", "readonly", "typeset"}
-_OPENS = {"if", "while", "until", "for", "case"}
-_CLOSES = {"fi", "done", "esac"}
-_SILENT = {"then", "else", "elif", "do", "!", "{", "}", "time"} | (_OPENS - {"for", "case"})
-"""Words after which a command begins."""
+_SILENT = {"if", "then", "else", "elif", "fi", "while", "until", "do", "done", "esac", "{", "}"}
+"""Words before or after a command that are none of its own."""
 _TALKS = {"echo", "printf", "#"}
 _PLAIN = re.compile(r"[^\s;|&<>()'\"\\$`]+")
 _PLAIN_QUOTED = re.compile(r"[^\"\\$`]+")
@@ -95,8 +94,8 @@ class _Reader:
         self.at = 0
         self.words: list[str] = []
         self.line = self.begun = 1
-        self.conditions = 0
-        self.guarded = self.skipped = False
+        self.conditions = Conditions()
+        self.skipped = False
         self.here: str | None = None
 
     def read(self) -> None:
@@ -151,7 +150,7 @@ class _Reader:
             self.skipped = True
         else:
             self._end()
-            self.guarded = kind in ("&&", "||")
+            self.conditions.join(kind)
         if kind == "\n" and self.here is not None:
             end = re.compile(rf"^\t*{self.here}$", re.MULTILINE).search(self.text, self.at)
             self.at, self.here = end.end() if end else len(self.text), None
@@ -165,8 +164,8 @@ class _Reader:
         if not self.words:
             self.begun = self.line
             first = words[0] if words else ""
-            self.conditions += (first in _OPENS) - (first in _CLOSES)
-            if first in _SILENT | _CLOSES:
+            self.conditions.meet(first)
+            if first in _SILENT:
                 return
         self.words += words
 
@@ -174,7 +173,11 @@ class _Reader:
         """A command is complete; commands within its quoted words are read as well."""
         words, self.words = self.words, []
         self.skipped = False
-        if not words or words[0] in _TALKS or words[0] in _DECLARES:
+        if not words:
+            return
+        runs = self.conditions.runs
+        self.conditions.end(words)
+        if runs is False or words[0] in _TALKS or words[0] in _DECLARES:
             return
         for word in words:
             if _NESTED.search(word) and self.depth < _DEEPEST:
@@ -191,11 +194,15 @@ class _Reader:
         else:
             last = "".join(self._word(split=False))
             value = [*old[:-1], (old or [""])[-1] + last]
+        runs = self.conditions.runs
+        self.conditions.end(["true"])
+        if runs is False:
+            return
         self.script.variables[name] = value
         if not more:
             self.script.used.discard(name)
-        if self.conditions > 0 or self.guarded:
-            self.script.notes.append(f"the condition of {name} (line {self.line}), taken as met")
+        if runs is None:
+            self.script.open.append((name, self.line))
 
     def _array(self) -> list[str]:
         """The words of an array, up to its ``)``."""
@@ -322,7 +329,7 @@ class _Reader:
             return [self._expanded(word)] if here else [""]
         if here or operator[-1] == "?":
             return values
-        if operator[-1] == "=":
+        if operator[-1] == "=" and self.conditions.runs is not False:
             self.script.variables[name] = [self._expanded(word)]
         return [self._expanded(word)]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 
 _LONGEST = 200
 """Letters of an expression that is worked out."""
+_PARTS = re.compile(r"(?:[A-Za-z_]\w*\b|\d+\b|[-+*/%()\s])*")
+"""Names, whole numbers and signs: what else Python reads, a shell reads otherwise."""
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -29,7 +32,7 @@ def evaluate(text: str, variable: Callable[[str], str]) -> int | None:
     5
     >>> evaluate("GPUS * $1", {"GPUS": "7"}.__getitem__)
     """
-    if len(text) > _LONGEST:
+    if len(text) > _LONGEST or not _PARTS.fullmatch(text):
         return None
     try:
         return _value(ast.parse(text.strip(), mode="eval").body, variable)

@@ -34,14 +34,14 @@ class Script:
         commands: What it runs, in order; commands within quoted words come before theirs.
         variables: What it assigns, as last assigned.
         used: Names that some word refers to.
-        notes: What was taken as done although it is under a condition.
+        open: Names assigned under a condition that the file leaves open, with their lines.
         letters: Of all values that were asked for.
     """
 
     commands: list[Command] = field(default_factory=list)
     variables: Variables = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    open: list[tuple[str, int]] = field(default_factory=list)
     letters: int = 0
 
     def value(self, name: str) -> list[str] | None:
