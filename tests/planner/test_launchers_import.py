@@ -108,6 +108,20 @@ def test_a_yaml_of_arguments_reads_as_the_flags_do():
     assert read == import_text(megatron("--disable-bias-linear --bf16"), source="megatron").scenario
 
 
+def test_a_yaml_may_have_flags_as_its_keys():
+    words = megatron().replace("--", "").split()
+    pairs = ", ".join(
+        f'"--{key}": {value}' for key, value in zip(words[::2], words[1::2], strict=True)
+    )
+    read = import_text(f"{{{pairs}}}", source="megatron").scenario
+    assert read == import_text(megatron(), source="megatron").scenario
+
+
+def test_a_string_of_flags_in_quotes_is_a_script():
+    script = f'ARGS="{megatron()}"\npython pretrain_gpt.py $ARGS'
+    assert import_text(script).scenario == import_text(megatron(), source="megatron").scenario
+
+
 @pytest.mark.parametrize(
     ("extra", "field", "value"),
     [

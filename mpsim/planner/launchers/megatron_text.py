@@ -32,7 +32,7 @@ _MARK = (
 )
 UNUSED = ": no command uses it"
 """How an entry ends that names flags of a script which nothing is started with."""
-_FLAG = re.compile(r"(?:^|[\s('\"])--\w")
+_FLAG = re.compile(r"(?:^|[\s(]|=['\"])--\w")
 _ENDS = re.compile(r"-[A-Za-z]|\$\{?[@*]|\\$")
 """Words that end a flag's values: a short option, the script's own arguments, a stray backslash."""
 _UNKNOWN = re.compile(r"\$(\w+|\{.*\}|\(.*\))", re.DOTALL)
