@@ -23,7 +23,7 @@ from mpsim.planner.search import Evaluate, search
 from mpsim.planner.space import Problem, load_problem
 from mpsim.planner.text import search_record, show_counts, show_search
 from mpsim.planner.verdict import Verdict, explain
-from mpsim.spec.reader import to_yaml
+from mpsim.planner.written import written
 from mpsim.units import parse
 
 
@@ -93,7 +93,7 @@ def plan(
         raise infeasible(found)
     reports = rerun(found.best)
     if out is not None:
-        write_text(to_yaml(checked(found.best[0].scenario)), out)
+        write_text(written(checked(found.best[0].scenario)), out)
     if as_json:
         click.echo(json.dumps(search_record(found, reports), indent=2))
     else:
