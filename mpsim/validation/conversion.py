@@ -353,6 +353,7 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
         guess = "fp32" if wide else short
     elif framework == "fsdp":
         guess = "fp32" if precision in ("fp32", "tf32") else short
+        tree = {"parameter_type": guess}
     else:
         guess = {"fp16": "fp16", "fp8": "bf16", "mxfp8": "bf16", "nvfp4": "bf16"}.get(
             precision, "bf16" if precision == "bf16" and sums_in_16_bits(record) else "fp32"
