@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mpsim.planner.space import Problem
 
 RULES = {
@@ -23,6 +25,15 @@ RULES = {
     "alike": "takes as long as a plan that fits and shards otherwise",
 }
 """Rules in words; one of the model's own that is not here goes by its name."""
+
+_FURTHEST = ("one chunk", "schedule", "layers", "expert", "batch", "data", "devices")
+"""Rules in the order from which plans are closest to legal."""
+
+
+def furthest(removed: Mapping[str, int]) -> str:
+    """Of the rules that removed some plans the one that stands last in their way."""
+    reached = (rule for rule in _FURTHEST if removed.get(rule))
+    return next(reached, max(removed, key=lambda rule: removed[rule]))
 
 
 def in_words(rule: str, problem: Problem) -> str:

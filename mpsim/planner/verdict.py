@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mpsim.errors import MpsimError, ScenarioError
+from mpsim.planner.candidates import PLAIN
 from mpsim.planner.evaluate import Outcome, evaluate
 from mpsim.planner.finalists import spelled, why_slower
 from mpsim.planner.minimum import shortage
-from mpsim.planner.rules import in_words
+from mpsim.planner.rules import furthest, in_words
 from mpsim.planner.search import Evaluate, Search, one_by_one
 from mpsim.planner.space import AXES, Problem
 from mpsim.simulation import simulate
@@ -51,15 +52,28 @@ def explain(
         if value not in options:
             listed = ", ".join(map(str, options[:12])) + (", ..." if len(options) > 12 else "")
             return Verdict("space", f"{axis}={value} is not among the options: {listed}")
-    # the file's own plan is no option of the part, but its microbatch is
-    closed = {"microbatch": problem.options("microbatch")}
-    closed |= {axis: (value,) for axis, value in fields.items()}
-    part = replace(problem, space=problem.space.model_copy(update=closed), named={})
-    found = Search(part, top=1)
+    found = Search(_part(problem, fields), top=1)
     found.run(evaluate_all)
     if found.best:
         return _of_best(found, best)
     return _of_illegal(found, fields) if not found.tally.legal else _of_large(found, fields)
+
+
+def _part(problem: Problem, fields: Mapping[str, Any]) -> Problem:
+    """The plans of a space that have some fields.
+
+    A schedule or chunks that are named mean a pipeline: on one device they are names alone.
+    """
+    closed: dict[str, tuple[Any, ...]] = {axis: (value,) for axis, value in fields.items()}
+    plain = {"schedule": PLAIN, "chunks": 1}
+    if "pipeline" not in fields and any(
+        fields.get(axis, plain[axis]) != plain[axis] for axis in plain
+    ):
+        degrees = problem.options("pipeline")
+        closed["pipeline"] = tuple(degree for degree in degrees if degree > 1) or degrees
+    # the file's own plan is no plan of the part, but its microbatch is an option
+    closed = {"microbatch": problem.options("microbatch"), **closed}
+    return replace(problem, space=problem.space.model_copy(update=closed), named={})
 
 
 def _of_best(found: Search, best: Search) -> Verdict:
@@ -101,8 +115,7 @@ def _of_illegal(found: Search, fields: Mapping[str, Any]) -> Verdict:
         evaluate(_instance(found.problem, fields))
     except MpsimError as error:
         return Verdict("legality", str(error))
-    rule, _ = found.tally.removed.most_common(1)[0]
-    return Verdict("legality", in_words(rule, found.problem))
+    return Verdict("legality", in_words(furthest(found.tally.removed), found.problem))
 
 
 def _fields(named: str) -> dict[str, Any]:

@@ -58,10 +58,21 @@ def test_explain_names_the_rule(plan, rule, text):
 
 
 def test_explain_names_the_twin_of_a_schedule_with_one_chunk():
-    space = space_of(pipeline=[2, 4], chunks=[1, 2], schedule=["1f1b", "interleaved_1f1b"])
+    space = space_of(
+        pipeline=[1, 2, 3, 4, 5, 6], chunks=[1, 2], schedule=["1f1b", "interleaved_1f1b"],
+        partition="auto",
+    )  # fmt: skip
     verdict = explain(space, "schedule=interleaved_1f1b,chunks=1", search(space))
     assert verdict.rule == "legality"
     assert verdict.text.startswith("one chunk")
+
+
+def test_a_schedule_that_is_named_means_a_pipeline():
+    space = space_of(pipeline=[1, 2, 4], schedule=["1f1b", "gpipe"])
+    found = search(space)
+    assert "pipeline=1," in spelled(found.best[0].scenario)
+    assert "pipeline=1," not in explain(space, "schedule=gpipe", found).plan
+    assert "pipeline=1," in explain(space, "schedule=gpipe,pipeline=1", found).plan
 
 
 def test_explain_says_that_the_best_is_the_best():
