@@ -56,7 +56,7 @@ def explain(
     found.run(evaluate_all)
     if found.best:
         return _of_best(found, best)
-    return _of_illegal(found, fields) if not found.tally.legal else _of_large(found, fields)
+    return _of_large(found, fields) if found.tally.legal else _of_illegal(found, fields, problem)
 
 
 def _part(problem: Problem, fields: Mapping[str, Any]) -> Problem:
@@ -109,13 +109,13 @@ def _of_memory(scenario: Scenario, outcome: Outcome, matching: int) -> Verdict:
     return Verdict("memory", text, spelled(scenario), matching)
 
 
-def _of_illegal(found: Search, fields: Mapping[str, Any]) -> Verdict:
+def _of_illegal(found: Search, fields: Mapping[str, Any], whole: Problem) -> Verdict:
     """What is said where no plan that matches is legal: the complaint about one, or the rule."""
     try:
         evaluate(_instance(found.problem, fields))
     except MpsimError as error:
         return Verdict("legality", str(error))
-    return Verdict("legality", in_words(furthest(found.tally.removed), found.problem))
+    return Verdict("legality", in_words(furthest(found.tally.removed), whole))
 
 
 def _fields(named: str) -> dict[str, Any]:
