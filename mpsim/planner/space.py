@@ -27,8 +27,8 @@ of 128 queries (Dao, arXiv:2307.08691, section 3.3)."""
 _MOST_MICROBATCH = 32
 """Largest microbatch of a transformer that ``auto`` tries, where sequences are long."""
 _MOST_TOKENS = 65_536
-"""Tokens of the largest microbatch that it tries where they are short: kernels of that size keep
-any device of the zoo busy, and larger ones only hold more."""
+"""Tokens of the largest microbatch that it tries where they are short: as many as 32 sequences of
+2048, GPT-3's."""
 _CHUNKS = (1, 2, 3, 4, 6, 8, 12)
 """Chunks that ``auto`` tries."""
 
