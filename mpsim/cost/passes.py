@@ -188,9 +188,9 @@ def layer_seconds(layers: Iterable[Layer], machine: Machine) -> dict[int, LayerS
 
     A pass runs its kernels one after the other. The host launches ahead of the device, so a pass
     lasts as long as the slower of the two. An exchange that may run beside a kernel costs what the
-    pair takes beyond the kernel alone, in the pass that the kernel is of; one that may run beside
-    any, what it takes beyond its part of forward or backward, gaps of a late host included. So no
-    pass gets longer when a kernel of another gets shorter.
+    pair takes beyond the kernel alone, in the pass that the kernel is of. One that may run beside
+    any is spread evenly over both backward passes, and costs what it takes beyond its part of each,
+    gaps of a late host included. So no pass gets longer when a kernel of another gets shorter.
     """
     distinct = {id(layer): layer for layer in layers}
     passes = [
@@ -236,15 +236,16 @@ def _passes(
             window = alone[holder].named.get(step.beside, 0.0)
             cost = overlapped(window, whole) - window if window else whole
             added[holder][name] = added[holder].get(name, 0.0) + cost
-    lasts = [one.with_exchanges(sum(its.values())) for one, its in zip(alone, added, strict=True)]
-    window = sum(lasts) / max(1, len(anywhere))
-    free = add(*({name: overlapped(window, whole) - window} for name, whole in anywhere))
+    working = sum(one.device > 0 for one in alone)
     found: list[Parts] = []
-    for one, its, whole in zip(alone, added, lasts, strict=True):
-        share = scale(free, whole / sum(lasts)) if free and whole else {}
-        late = whole - one.device - sum(its.values())
-        parts = add({COMPUTE: one.device}, its, share)
-        found.append({**parts, LAUNCH: late} if late > 0 else parts)
+    for one, its in zip(alone, added, strict=True):
+        lasts = one.with_exchanges(sum(its.values()))
+        late = lasts - one.device - sum(its.values())
+        parts = add({COMPUTE: one.device}, its, {LAUNCH: late} if late > 0 else {})
+        window = lasts / max(1, len(anywhere))
+        for name, whole in anywhere if one.device > 0 else ():
+            parts = add(parts, {name: overlapped(window, whole / working) - window})
+        found.append(parts)
     return found
 
 
