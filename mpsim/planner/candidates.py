@@ -22,7 +22,7 @@ from mpsim.planner.bounds import Cut, Degree
 from mpsim.planner.cuts import balanced_cuts, counted_cuts
 from mpsim.planner.keys import KeyTable, plan_of, training_of
 from mpsim.planner.pipeline_bounds import both_ways, takes
-from mpsim.planner.space import Problem
+from mpsim.planner.space import PLAIN, Problem
 from mpsim.schedule.orders import SCHEDULES
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.partition import ends
@@ -127,10 +127,6 @@ def joined(parts: Sequence[Candidates], table: KeyTable) -> Candidates:
     return Candidates(table=table, cuts=cuts, **columns)
 
 
-PLAIN = "1f1b"
-"""Schedule that stands for all on one device."""
-
-
 @dataclass
 class Enumeration:
     """Enumerates the plans of a key table. ``limit`` is the step that is to be beaten, s."""
@@ -147,6 +143,7 @@ class Enumeration:
         self.chunks = tuple(int(chunks) for chunks in self.problem.options("chunks"))
         self.partitions = tuple(self.problem.options("partition"))
         self.capacity = self.problem.base.cluster.device.memory
+        self.plain = self.problem.plain
 
     def simple(self) -> Candidates:
         """Plans whose partition needs no seconds: equal and given counts."""
@@ -215,14 +212,13 @@ class Enumeration:
             )  # fmt: skip
             yield from self._bounded(own, chunks, index)
 
-    def _relabels(self, pipeline: int, chunks: int, schedule: str) -> bool:
-        """Whether a plan is the one without a pipeline, under another name.
+    def _lone_device(self, pipeline: int, chunks: int, schedule: str) -> bool:
+        """Whether a plan without a pipeline has a schedule or chunks of one.
 
-        One device runs its microbatches one after the other whatever the schedule is called; only
-        the plain name is searched, where it is among the options.
+        Launchers have no such plan. It may take another time than the plain one all the same,
+        since the order of passes says which exchange of gradients overlaps, and chunks cut it.
         """
-        plain = PLAIN in self.schedules and 1 in self.chunks
-        return pipeline == 1 and plain and (chunks, schedule) != (1, PLAIN)
+        return self.plain and pipeline == 1 and (chunks, schedule) != (1, PLAIN)
 
     def _lone_chunk(self, pipeline: int, chunks: int, schedule: str) -> bool:
         """Whether a schedule of many chunks on a device is given one.
@@ -274,7 +270,7 @@ class Enumeration:
         """Plans of one cut that fit and may be the best, and those for the front."""
         cut = Cut(degree, chunks)
         for number, schedule in enumerate(self.schedules):
-            if self._relabels(degree.pipeline, chunks, schedule):
+            if self._lone_device(degree.pipeline, chunks, schedule):
                 self.tally.removed["one device"] += len(degree.rows) * len(self.zeros)
                 continue
             if self._lone_chunk(degree.pipeline, chunks, schedule):

@@ -17,8 +17,8 @@ RULES = {
     "tensor": "heads or widths do not divide over the tensor degree",
     "expert": "experts do not divide",
     "one stage": "one stage: every partition is the same",
-    "one device": "one device: every schedule is the same",
-    "one chunk": "one chunk: a schedule of many chunks is another's twin",
+    "one device": "one device has no pipeline: its schedules and chunks are not searched",
+    "one chunk": "one chunk: schedules that interleave chunks are not searched with it",
     "equal counts": "the partition is that of equal counts",
     "memory": "does not fit",
     "time": "bounds: cannot be among the best",
@@ -26,7 +26,7 @@ RULES = {
 }
 """Rules in words; one of the model's own that is not here goes by its name."""
 
-_FURTHEST = ("one chunk", "schedule", "layers", "expert", "batch", "data", "devices")
+_FURTHEST = ("one device", "one chunk", "schedule", "layers", "expert", "batch", "data", "devices")
 """Rules in the order from which plans are closest to legal."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,6 +127,9 @@ class SearchSpace(Declaration):
         return options
 
 
+PLAIN = "1f1b"
+"""Schedule under which a plan without a pipeline is searched, with one chunk."""
+
 AXES = tuple(SearchSpace.model_fields)
 """Names of the fields that can be searched."""
 
@@ -138,6 +141,7 @@ class Problem:
     base: Scenario
     space: SearchSpace
     named: Mapping[str, Any]  # plan of the file where nothing was open; else empty
+    whole: Problem | None = None  # what this is a part of
 
     @property
     def devices(self) -> int:
@@ -171,7 +175,21 @@ class Problem:
         """The same problem on another number of nodes."""
         cluster = self.base.cluster.model_copy(update={"nodes": nodes})
         base = self.base.model_copy(update={"cluster": cluster})
-        return Problem(base, self.space, self.named)
+        return replace(self, base=base)
+
+    def part(self, options: Mapping[str, tuple[Any, ...]]) -> Problem:
+        """The plans that have these options, under the same rules; the file's own is none."""
+        space = self.space.model_copy(update=dict(options))
+        return replace(self, space=space, named={}, whole=self.whole or self)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the whole space has the plain schedule and one chunk.
+
+        Where it has not, what it has stands for a plan without a pipeline.
+        """
+        whole = self.whole or self
+        return PLAIN in whole.options("schedule") and 1 in whole.options("chunks")
 
 
 def _divisors(number: int) -> tuple[int, ...]:

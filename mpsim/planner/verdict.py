@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mpsim.errors import MpsimError, ScenarioError
-from mpsim.planner.candidates import PLAIN
 from mpsim.planner.evaluate import Outcome, evaluate
 from mpsim.planner.finalists import spelled, why_slower
 from mpsim.planner.minimum import shortage
 from mpsim.planner.rules import furthest, in_words
-from mpsim.planner.search import Evaluate, Search, one_by_one
-from mpsim.planner.space import AXES, Problem
+from mpsim.planner.search import Evaluate, Found, Search, one_by_one
+from mpsim.planner.space import AXES, PLAIN, Problem
 from mpsim.simulation import simulate
 from mpsim.spec.reader import build, parse_overrides
 from mpsim.spec.scenario import Scenario
@@ -54,15 +53,17 @@ def explain(
             return Verdict("space", f"{axis}={value} is not among the options: {listed}")
     found = Search(_part(problem, fields), top=1)
     found.run(evaluate_all)
-    if found.best:
-        return _of_best(found, best)
+    fitting = [*found.best, *_own(best, fields)]
+    if fitting:
+        shortest = min(fitting, key=lambda one: one.outcome.step)
+        return _of_found(shortest, max(found.tally.legal, 1), best)
     return _of_large(found, fields) if found.tally.legal else _of_illegal(found, fields, problem)
 
 
 def _part(problem: Problem, fields: Mapping[str, Any]) -> Problem:
     """The plans of a space that have some fields.
 
-    A schedule or chunks that are named mean a pipeline: on one device they are names alone.
+    A schedule or chunks that are named mean a pipeline, since one device has none.
     """
     closed: dict[str, tuple[Any, ...]] = {axis: (value,) for axis, value in fields.items()}
     plain = {"schedule": PLAIN, "chunks": 1}
@@ -73,20 +74,45 @@ def _part(problem: Problem, fields: Mapping[str, Any]) -> Problem:
         closed["pipeline"] = tuple(degree for degree in degrees if degree > 1) or degrees
     # the file's own plan is no plan of the part, but its microbatch is an option
     closed = {"microbatch": problem.options("microbatch"), **closed}
-    return replace(problem, space=problem.space.model_copy(update=closed), named={})
+    return problem.part(closed)
 
 
-def _of_best(found: Search, best: Search) -> Verdict:
-    """What is said of the best of the plans that match."""
-    scenario, outcome = found.best[0].scenario, found.best[0].outcome
-    plan, matching = spelled(scenario), found.tally.legal
+def _own(best: Search, fields: Mapping[str, Any]) -> list[Found]:
+    """The file's own plan, which no rule leaves out, where it matches and fits."""
+    own = best.own
+    if own is None or not isinstance(own.outcome, Outcome) or not own.outcome.fits:
+        return []
+    values = own.scenario.plan.model_dump() | {"microbatch": own.scenario.training.microbatch}
+    matches = all(values[axis] == value for axis, value in fields.items())
+    return [Found(own.scenario, own.outcome)] if matches else []
+
+
+def _of_found(one: Found, matching: int, best: Search) -> Verdict:
+    """What is said of the shortest of the plans that match; the best is what the search says."""
+    plan, outcome = spelled(one.scenario), one.outcome
     need, step = format_bytes(outcome.memory), format_seconds(outcome.step, 4)
-    if not best.best or outcome.step <= best.best[0].outcome.step * (1 + _EQUAL):
-        text = f"is the best: {step} a step, {need} on its fullest device"
-        return Verdict("", text, plan, matching)
-    reports = [simulate(one, engine="fast") for one in (best.best[0].scenario, scenario)]
-    text = f"fits ({need}) and takes {step}: {why_slower(*reports)}"
-    return Verdict("time", text, plan, matching)
+    if not best.best:
+        text = f"fits ({need}) and takes {step}, but the search found no plan that fits"
+        return Verdict("time", f"{text}: {_left_out(one, best)}", plan, matching)
+    first = best.best[0]
+    gap = outcome.step - first.outcome.step
+    if abs(gap) <= _EQUAL * first.outcome.step:
+        how = "is the best" if plan == spelled(first.scenario) else "takes as long as the best"
+        return Verdict("", f"{how}: {step} a step, {need} on its fullest device", plan, matching)
+    text = f"fits ({need}) and takes {step}"
+    if gap < 0:
+        text += f", shorter than the best of the search by {format_seconds(-gap)}"
+        return Verdict("time", f"{text}: {_left_out(one, best)}", plan, matching)
+    reports = [simulate(other, engine="fast") for other in (first.scenario, one.scenario)]
+    return Verdict("time", f"{text}: {why_slower(*reports)}", plan, matching)
+
+
+def _left_out(one: Found, best: Search) -> str:
+    """The rule by which a search missed a plan that is legal and fits, which none should."""
+    plan = one.scenario.plan
+    alike = plan.zero > 1 and plan.pipeline > 1 and best.tally.removed["alike"]
+    rule = in_words("alike" if alike else "time", best.problem)
+    return f"it was left out by the rule '{rule}'; please report this"
 
 
 def _of_large(found: Search, fields: Mapping[str, Any]) -> Verdict:
@@ -111,11 +137,14 @@ def _of_memory(scenario: Scenario, outcome: Outcome, matching: int) -> Verdict:
 
 def _of_illegal(found: Search, fields: Mapping[str, Any], whole: Problem) -> Verdict:
     """What is said where no plan that matches is legal: the complaint about one, or the rule."""
+    rule = furthest(found.tally.removed)
+    if rule in ("one device", "one chunk"):  # they can be carried out, and are not searched
+        return Verdict("space", in_words(rule, whole))
     try:
         evaluate(_instance(found.problem, fields))
     except MpsimError as error:
         return Verdict("legality", str(error))
-    return Verdict("legality", in_words(furthest(found.tally.removed), whole))
+    return Verdict("legality", in_words(rule, whole))
 
 
 def _fields(named: str) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def brute_force(one):
     for scenario in every_plan(one):
         plan = scenario.plan
         if plain and plan.pipeline == 1 and (plan.chunks, plan.schedule) != (1, "1f1b"):
-            continue  # the plan without a pipeline under another name
+            continue  # one device has no pipeline
         if plan.pipeline > 1 and plan.chunks == 1 and SCHEDULES[plan.schedule].chunks == "many":
-            continue  # interleaving of one chunk: 1F1B, GPipe or ZB-H1 under another name
+            continue  # one chunk interleaves with nothing
         try:
             outcomes.append(evaluate(scenario))
         except MpsimError:
@@ -308,3 +308,18 @@ def test_without_a_pipeline_only_the_plain_schedule_is_searched():
     assert all((plan.chunks, plan.schedule) == (1, "1f1b") for plan in alone)
     plans = [one.scenario.model_dump_json() for one in found.best]
     assert len(set(plans)) == len(plans)
+
+
+def test_chunks_on_one_device_may_take_another_time_and_are_left_out_as_such():
+    """Chunks cut the exchange of gradients in parts that overlap otherwise: no relabelling."""
+    axes = {"plan__chunks": [1, 6], "plan__schedule": ["1f1b", "looped_bfs"], "plan__zero": [2]}
+    given = axes | {"plan__pipeline": [1], "training__microbatch": [1]}
+    found = search(problem(**given))
+    assert found.tally.removed["one device"] == 3
+    assert found.evaluated == 1
+    plan = found.best[0].scenario.plan
+    assert (plan.chunks, plan.schedule) == (1, "1f1b")
+    # where nothing plain is among the options, what is there is searched
+    chunked = search(problem(**given | {"plan__chunks": [6], "plan__schedule": ["looped_bfs"]}))
+    assert chunked.best[0].scenario.plan.chunks == 6
+    assert chunked.best[0].outcome.step != pytest.approx(found.best[0].outcome.step, rel=1e-4)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsim.cli import main
+from mpsim.planner.evaluate import Outcome
 from mpsim.planner.finalists import describe, gaps, spelled, why_slower
-from mpsim.planner.search import search
+from mpsim.planner.search import one_by_one, search
 from mpsim.planner.space import AXES, problem_of
 from mpsim.planner.verdict import explain
 from mpsim.simulation import simulate
@@ -63,7 +64,7 @@ def test_explain_names_the_twin_of_a_schedule_with_one_chunk():
         partition="auto",
     )  # fmt: skip
     verdict = explain(space, "schedule=interleaved_1f1b,chunks=1", search(space))
-    assert verdict.rule == "legality"
+    assert verdict.rule == "space"
     assert verdict.text.startswith("one chunk")
 
 
@@ -72,7 +73,86 @@ def test_a_schedule_that_is_named_means_a_pipeline():
     found = search(space)
     assert "pipeline=1," in spelled(found.best[0].scenario)
     assert "pipeline=1," not in explain(space, "schedule=gpipe", found).plan
-    assert "pipeline=1," in explain(space, "schedule=gpipe,pipeline=1", found).plan
+
+
+NO_PIPELINE = "one device has no pipeline: its schedules and chunks are not searched"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "pipeline=1,schedule=gpipe",
+        "pipeline=1,chunks=2",
+        "pipeline=1,schedule=looped_bfs,chunks=2",
+        "pipeline=1,schedule=1f1b,chunks=2,data=8",
+        "pipeline=1,schedule=zb_h1,zero=1",
+    ],
+)
+def test_a_schedule_of_one_device_is_not_searched_and_not_simulated(named):
+    names = ["1f1b", "gpipe", "looped_bfs", "zb_h1"]
+    space = space_of(pipeline=[1, 2], chunks=[1, 2], schedule=names, zero=[1, 2])
+    simulated = []
+
+    def watched(scenarios):
+        simulated.extend(scenarios)
+        return one_by_one(scenarios)
+
+    verdict = explain(space, named, search(space), evaluate_all=watched)
+    assert (verdict.rule, verdict.text) == ("space", NO_PIPELINE)
+    assert not simulated
+
+
+def test_chunks_that_are_named_where_there_is_no_pipeline_are_not_searched():
+    space = space_of(pipeline=1, chunks=[1, 2], schedule=["1f1b", "looped_bfs"])
+    assert explain(space, "chunks=2", search(space)).text == NO_PIPELINE
+
+
+def test_where_no_plain_schedule_is_an_option_one_device_has_what_is():
+    space = space_of(pipeline=[1, 2], schedule=["gpipe", "zb_h1"])
+    found = search(space)
+    assert "pipeline=1,data=8" in spelled(found.best[0].scenario)
+    verdict = explain(space, "pipeline=1", found)
+    assert verdict.text.startswith("is the best")
+
+
+def test_the_file_s_own_plan_is_explained_where_a_rule_leaves_out_its_like():
+    space = space_of(data=8, schedule="looped_bfs", chunks=2, zero=2)
+    named = "pipeline=1,schedule=looped_bfs,chunks=2"
+    found = search(space)
+    verdict = explain(space, f"{named},data=8", found)
+    assert verdict.plan == spelled(found.own.scenario)
+    assert format_seconds(found.own.outcome.step, 4) in verdict.text
+    assert explain(space, f"{named},zero=1", found).text == NO_PIPELINE
+
+
+def test_a_plan_as_short_as_the_best_is_not_the_best():
+    space = space_of(pipeline=[2], zero=[1, 2, 3])
+    found = search(space, top=1)
+    best = found.best[0].scenario.plan.zero
+    for zero in (1, 2, 3):
+        verdict = explain(space, f"zero={zero}", found)
+        how = "is the best" if zero == best else "takes as long as the best"
+        assert (verdict.rule, verdict.text.startswith(how)) == ("", True)
+
+
+def test_a_plan_shorter_than_the_best_is_not_called_the_best():
+    space = space_of(pipeline=[1, 2, 4], tensor=[1, 2])
+
+    def slow(scenarios):
+        """Stands for a search that misses the best plan."""
+        for one in one_by_one(scenarios):
+            yield Outcome(2 * one.step, one.memory, one.capacity)
+
+    truth, missed = search(space), search(space, top=1, simulate=slow)
+    named = describe(truth.best[0].scenario)
+    verdict = explain(space, named, missed)
+    step, best = truth.best[0].outcome.step, missed.best[0].outcome.step
+    assert verdict.rule == "time"
+    less = f"takes {format_seconds(step, 4)}, shorter than the best of the search by "
+    assert less + format_seconds(best - step) in verdict.text
+    assert "it was left out by the rule 'bounds: cannot be among the best'" in verdict.text
+    missed.best.clear()
+    assert "the search found no plan that fits" in explain(space, named, missed).text
 
 
 def test_explain_says_that_the_best_is_the_best():
