@@ -1,12 +1,14 @@
 """Launchers' files as people write them, read into scenarios."""
 
 import json
+import math
 
 import pytest
 
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.megatron_text import expand_pattern, layout_counts
 from mpsim.planner.launchers.translate import guess_launcher, import_text
+from mpsim.spec.plan import bucket_nbytes
 from mpsim.spec.reader import load
 from mpsim.spec.scenario import Scenario
 from mpsim.spec.zoo import load_entry
@@ -65,6 +67,24 @@ def megatron(*extra, drop=()):
     }
     words = [f"{name} {value}" for name, value in flags.items() if name not in drop]
     return " ".join([*words, *extra])
+
+
+@pytest.mark.parametrize(
+    ("flags", "nbytes"),
+    [
+        ("--overlap-grad-reduce", 64_000_000 * 4),  # a million for each of 16 x 4 replicas
+        ("", math.inf),  # an exchange that nothing hides is not cut
+        ("--overlap-grad-reduce --ddp-bucket-size 1000", 4000),
+        ("--ddp-bucket-size 1000", math.inf),
+    ],
+)
+def test_the_bucket_is_megatrons_own_unless_the_file_has_one(flags, nbytes):
+    text = f"torchrun --nnodes 8 --nproc-per-node 8 p.py {megatron(flags)}"
+    imported = import_text(text + " --bf16 --context-parallel-size 4")
+    plan = imported.scenario.plan
+    assert (plan.data, plan.context) == (16, 4)
+    assert ("bucket" in imported.tree["plan"]) == (nbytes == 4000)
+    assert bucket_nbytes(plan, imported.scenario.training) == nbytes
 
 
 def test_a_megatron_script_is_read_with_megatrons_defaults():

@@ -15,7 +15,7 @@ from mpsim.planner.launchers.megatron_text import layout_counts, layout_text
 from mpsim.planner.launchers.options import Options
 from mpsim.spec.cluster import PRECISION_BYTES
 from mpsim.spec.model import Transformer
-from mpsim.spec.plan import PlanSpec, TrainingSpec, bucket_nbytes, megatron_bucket
+from mpsim.spec.plan import PlanSpec, TrainingSpec, bucket_nbytes
 from mpsim.spec.scenario import Scenario
 from mpsim.workload.partition import equal_counts
 
@@ -92,7 +92,7 @@ def _bucket(scenario: Scenario) -> int | None:
     """Gradients of a bucket, where they are cut and the plan has replicas."""
     plan, training = scenario.plan, scenario.training
     nbytes = bucket_nbytes(plan, training)
-    if plan.data == 1 or math.isinf(nbytes):
+    if plan.data * plan.context == 1 or math.isinf(nbytes):
         return None
     return round(nbytes / PRECISION_BYTES[training.gradient_type or training.stored_type])
 
@@ -162,7 +162,7 @@ def read_plan(options: Options, given: Given, *, layers: int) -> Tree:
     }
     if tree["expert_tensor"] == tensor:
         tree["expert_tensor"] = None
-    tree |= _read_sharding(options, data=tree["data"])
+    tree |= _read_sharding(options, data=tree["data"], context=context)
     return {key: value for key, value in tree.items() if value is not None}
 
 
@@ -255,7 +255,7 @@ def _uneven(options: Options, *, pipeline: int, layers: int, chunks: int) -> lis
     return counts
 
 
-def _read_sharding(options: Options, *, data: int) -> Tree:
+def _read_sharding(options: Options, *, data: int, context: int) -> Tree:
     strategy = options.choice("--data-parallel-sharding-strategy", "no_shard", _SHARDING.values())
     zero = 1 if options.flag("--use-distributed-optimizer") else 0
     if options.flag("--use-megatron-fsdp"):
@@ -268,16 +268,19 @@ def _read_sharding(options: Options, *, data: int) -> Tree:
             "--num-distributed-optimizer-instances",
             f"{instances} does not divide the data degree ({data})",
         )
-    elements = options.count("--ddp-bucket-size", megatron_bucket(data))
+    # without the flag Megatron's own rule holds, which is the plan's default; and Megatron
+    # heeds the flag only where the exchange is hidden
+    elements = options.maybe("--ddp-bucket-size")
     overlap = options.flag("--overlap-grad-reduce")
     if zero and options.flag("--overlap-param-gather") != overlap:
         options.assume(f"plan.overlap_data = {str(overlap).lower()}: --overlap-grad-reduce")
     element = PRECISION_BYTES[gradient_type(options)]
+    cuts = overlap and data * context > 1
     return {
         "zero": zero,
         "zero_group": data // instances if zero and instances > 1 else None,
         "overlap_data": overlap,
-        "bucket": f"{elements * element!r} B" if data > 1 else None,
+        "bucket": f"{elements * element!r} B" if elements and cuts else None,
     }
 
 
