@@ -48,6 +48,12 @@ def words(script):
         'A=( --x \'two words\' )\nrun ${A[@]}\nrun "${A[@]}"\nrun "<${A[@]}>"',
         "A=(--x)\nA+=(--y 2)\nrun ${A[*]} $A ${A}",
         'A=(1 2)\nB=(0 ${A[@]} 3)\nrun "${B[@]}"',
+        'P=(--a 4 --b)\nO="${P[*]} --c"\nrun $O "$O"',
+        'P=(--a 4 --b)\nO="${P[@]} --c" Q=${P[@]} R=${P[*]}\nrun "$O" "$Q" "$R"',
+        'P=(--a 4)\nQ=(--b)\nO="${P[*]} ${Q[@]}"\nO+="${P[*]}"\nrun "$O"',
+        'P=(--a 4)\nrun "x ${P[*]} y" "x ${P[@]} y" ${P[*]} "${P[*]}"',
+        'P=()\nO="${P[*]} --c"\nrun "$O" "${P[*]}" ${P[*]}',
+        'P=(--a 4)\nB=("${P[*]}" "${P[@]}" "${P[*]:-x}")\nrun "${B[@]}"',
         'S="--x 4 \\\n --y 3"\nrun $S "$S"',
         "S='--x $A'\nrun $S",
         "S=--x\nS+=' 4'\nS=\"$S --y\"\nrun $S",
@@ -353,6 +359,20 @@ def test_a_command_in_quotes_is_read():
     imported = import_text(options + 'srun -l --nodes 4 sh -c "${run_cmd}"\n')
     assert imported.scenario.model.gated_mlp
     assert imported.scenario.plan.data == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'bash -c "torchrun p.py ${ARGS[*]} --swiglu"',
+        'OPTIONS="${ARGS[@]}"\ntorchrun p.py $OPTIONS --swiglu',
+        'OPTIONS="${ARGS[@]} ${MORE[*]}"',
+        'CMD="torchrun p.py ${ARGS[@]} ${MORE[@]}"\neval $CMD',
+    ],
+)
+def test_an_array_within_quotes_keeps_its_words_apart(command):
+    imported = import_text(f"ARGS=({MODEL})\nMORE=(--swiglu)\n{command}\n")
+    assert (imported.scenario.model.layers, imported.scenario.model.gated_mlp) == (12, True)
 
 
 def test_a_variable_after_a_flag_may_hold_more_flags():

@@ -192,7 +192,7 @@ class _Reader:
         if self.text.startswith("(", self.at):
             value = old + self._array()
         else:
-            last = "".join(self._word(split=False))
+            last = " ".join(self._word(split=False))
             value = [*old[:-1], (old or [""])[-1] + last]
         runs = self.conditions.runs
         self.conditions.end(["true"])
@@ -317,6 +317,8 @@ class _Reader:
             fields.add(self.text[begun : self.at])
         elif not parts[2]:
             fields.add_all((values or [""])[:1], quoted=quoted)
+        elif quoted and parts[2] == "[*]":
+            fields.add(" ".join(values))
         else:
             fields.add_all(values, quoted=quoted)
 
