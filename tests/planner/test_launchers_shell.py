@@ -83,6 +83,10 @@ def words(script):
         "P='  --x  1  '\nrun a$P\"b\"",
         "for i in 1; do run x; done\nwhile false; do :; done",
         "run a\tb  \\\n   c",
+        "T=4\n((T*=2))\n((T = T + 1))\nrun $T\n((T == 3)) || run $T\nlet T=T*2 T+=1\nrun $T",
+        "T=4\n(T=8; run $T)\nrun $T\nf() { local T=2; }\nf",
+        "T=4\nT=8 run $T\nrun $T\nU=1 run a\nrun ${U:-2}",
+        "T=4\nunset T\nrun ${T:-1} ${T-2}",
     ],
 )
 def test_words_are_those_of_bash(script):
@@ -373,6 +377,41 @@ def test_a_command_in_quotes_is_read():
 def test_an_array_within_quotes_keeps_its_words_apart(command):
     imported = import_text(f"ARGS=({MODEL})\nMORE=(--swiglu)\n{command}\n")
     assert (imported.scenario.model.layers, imported.scenario.model.gated_mlp) == (12, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "for TP in 2 4; do :; done",
+        "for TP in 2 4; do",
+        "f() {\n  TP=8\n}",
+        "function f {\n  TP=8\n}",
+        "while read -r TP; do :; done",
+        "read TP",
+        "case $SIZE in 7B) TP=2 ;; esac",
+        "((TP++))",
+        "((TP = $1))",
+        "let TP=$1",
+        "for ((TP=1; TP<4; TP++)); do :; done",
+    ],
+)
+def test_a_value_that_cannot_be_followed_is_asked_for_and_named(change):
+    text = launch(f"NNODES=1\nTP=1\n{change}", MODEL + "--tensor-model-parallel-size $TP")
+    with pytest.raises(ScenarioError, match=r"not '.TP', which the file does not set"):
+        import_text(text)
+    imported = import_text(launch(f"NNODES=1\nTP=1\n{change}", MODEL + "--bf16 $TP"))
+    assert any(entry.startswith("TP (line ") for entry in imported.unread)
+
+
+def test_a_function_knows_what_it_assigned_and_a_file_that_is_read_is_named():
+    flags = MODEL + "--tensor-model-parallel-size $TP"
+    text = "source conf.sh\n. other.sh\ntrain() {\n" + launch("local TP=4 NNODES=1", flags) + "}\n"
+    imported = import_text(text + "train\n")
+    assert imported.scenario.plan.tensor == 4
+    assert imported.unread == (
+        "conf.sh (line 1): read by the script",
+        "other.sh (line 2): read by the script",
+    )
 
 
 def test_a_variable_after_a_flag_may_hold_more_flags():

@@ -110,6 +110,10 @@ def _parse_script(script: Script) -> dict[str, Any]:
     for name, line in script.open:
         if name in script.used:
             found[f"the condition of {name} (line {line}), taken as met"] = True
+    for name, line in script.unknown:
+        if name in script.used:
+            found[f"{name} (line {line}): set where its value cannot be followed"] = True
+    found |= {f"{file} (line {line}): read by the script": True for file, line in script.sourced}
     return found
 
 

@@ -15,14 +15,15 @@ import re
 
 from mpsim.errors import ScenarioError
 from mpsim.planner.launchers.shell_arithmetic import evaluate
+from mpsim.planner.launchers.shell_changes import arithmetic, set_elsewhere
 from mpsim.planner.launchers.shell_conditions import Conditions
-from mpsim.planner.launchers.shell_script import Command, Script
+from mpsim.planner.launchers.shell_script import Command, Script, Variables
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=")
 _OPERATOR = re.compile(r"\n|;+|\|\|?|&&|&>>?|\d*(?:<<<|<<-?|>>|[<>]&|>\||<>|[<>])|&|[()]")
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
 _BRACED = re.compile(r"(\w+|[@*])(\[[@*]\])?(?:(:?[-=+?])(.*))?", re.DOTALL)
-_BRACKET = re.compile(r"\([\[\]()+*,\d]+(?=\s|$)")
+_BRACKET = re.compile(r"(?!\(\))\([\[\]()+*,\d]+(?=\s|$)")
 _HERE = re.compile(r"[ \t]*(['\"]?)(\w+)\1")
 _NESTED = re.compile(r"\s--\w")
 _DECLARES = {"export", "declare", "local", "readonly", "typeset"}
@@ -97,6 +98,9 @@ class _Reader:
         self.conditions = Conditions()
         self.skipped = False
         self.here: str | None = None
+        self.defines = False
+        self.blocks: list[tuple[str, Variables]] = []
+        self.before: Variables = {}
 
     def read(self) -> None:
         """Read all commands."""
@@ -140,6 +144,8 @@ class _Reader:
 
     def _operate(self, operator: str) -> None:
         """What is between words: the end of a command, or a redirection with its file."""
+        if operator == "(" and self._bracketed():
+            return
         self.at += len(operator)
         kind = operator.lstrip("0123456789")
         if kind in ("<<", "<<-"):
@@ -151,9 +157,62 @@ class _Reader:
         else:
             self._end()
             self.conditions.join(kind)
+            if kind in "()":
+                self._subshell(kind)
         if kind == "\n" and self.here is not None:
             end = re.compile(rf"^\t*{self.here}$", re.MULTILINE).search(self.text, self.at)
             self.at, self.here = end.end() if end else len(self.text), None
+
+    def _bracketed(self) -> bool:
+        """Pass ``((…))`` or the ``()`` of a function; False where the bracket is none of them."""
+        if self.words in ([], ["for"]) and self.text.startswith("((", self.at):
+            begun, self.at = self.at, self._closing("(", ")", self.at)
+            self._calculate(self.text[begun + 2 : self.at - 2])
+            self.conditions.end(["(("])
+            self.words = []
+            return True
+        empty = re.compile(r"\(\s*\)").match(self.text, self.at)
+        if empty and self.words:
+            self.at, self.words, self.defines = empty.end(), [], True
+            return True
+        return False
+
+    def _subshell(self, bracket: str) -> None:
+        """What a subshell assigns ends with it."""
+        if bracket == "(":
+            self.blocks.append(("(", dict(self.script.variables)))
+        elif self.blocks and self.blocks[-1][0] == "(":
+            self.script.variables = self.blocks.pop()[1]
+
+    def _block(self, word: str) -> None:
+        """``{`` or ``}``; what a function assigned is not known after it."""
+        if word == "{":
+            kind, self.defines = "function" if self.defines else "{", False
+            self.blocks.append((kind, dict(self.script.variables)))
+        elif self.blocks and self.blocks[-1][0] != "(":
+            kind, old = self.blocks.pop()
+            new = self.script.variables
+            for name in new if kind == "function" else ():
+                if new[name] is not old.get(name):
+                    self.script.forget(name, self.line)
+
+    def _calculate(self, text: str) -> None:
+        """An arithmetic command."""
+        loop = self.words == ["for"]
+        for name, number in arithmetic(self._expanded(text), self._number).items():
+            self._change(name, None if loop or number is None else [str(number)])
+
+    def _change(self, name: str, value: list[str] | None) -> None:
+        """A variable gets a value, where the command runs; None: one that cannot be known."""
+        runs = self.conditions.runs
+        if runs is False:
+            return
+        if value is None or self.conditions.repeats:
+            self.script.forget(name, self.line)
+            return
+        self.script.variables[name] = value
+        if runs is None:
+            self.script.open.append((name, self.line))
 
     def _command_word(self) -> None:
         """The next words of a command; a reserved one ends it."""
@@ -164,7 +223,10 @@ class _Reader:
         if not self.words:
             self.begun = self.line
             first = words[0] if words else ""
+            self._restore()
             self.conditions.meet(first)
+            if first in ("{", "}"):
+                self._block(first)
             if first in _SILENT:
                 return
         self.words += words
@@ -173,16 +235,45 @@ class _Reader:
         """A command is complete; commands within its quoted words are read as well."""
         words, self.words = self.words, []
         self.skipped = False
+        self.before = {}
         if not words:
             return
         runs = self.conditions.runs
         self.conditions.end(words)
+        if runs is not False:
+            self._changes(words)
         if runs is False or words[0] in _TALKS or words[0] in _DECLARES:
             return
         for word in words:
             if _NESTED.search(word) and self.depth < _DEEPEST:
                 _Reader(word, self.script, depth=self.depth + 1).read()
         self.script.commands.append(Command(words, self.begun))
+
+    def _restore(self) -> None:
+        """``X=1 command``: what was assigned is the command's alone."""
+        for name, value in self.before.items():
+            if value:
+                self.script.variables[name] = value
+            else:
+                self.script.variables.pop(name, None)
+        self.before = {}
+
+    def _changes(self, words: list[str]) -> None:
+        """What a command without ``X=…`` does to variables."""
+        if words[0] == "function":
+            self.defines = True
+            if words[-1] == "{":
+                self._block("{")
+        elif words[0] in ("source", ".") and len(words) > 1:
+            self.script.sourced.append((words[1], self.begun))
+        elif words[0] == "unset" and "-f" not in words:
+            for name in words[1:]:
+                self._change(name, [] if self.conditions.runs else None)
+        elif words[0] == "let":
+            for word in words[1:]:
+                self._calculate(word)
+        for name in set_elsewhere(words):
+            self._change(name, None)
 
     def _assign(self, match: re.Match[str]) -> None:
         """``X=…``, ``X+=…`` or an array of them."""
@@ -198,6 +289,11 @@ class _Reader:
         self.conditions.end(["true"])
         if runs is False:
             return
+        if self.conditions.repeats:
+            self.script.forget(name, self.line)
+            return
+        if not self.words:
+            self.before.setdefault(name, self.script.variables.get(name) or [])
         self.script.variables[name] = value
         if not more:
             self.script.used.discard(name)
@@ -326,7 +422,7 @@ class _Reader:
         self, name: str, values: list[str] | None, operator: str, *, word: str
     ) -> list[str] | None:
         """``:-`` and its kin: the value, or the word in its stead; None where neither is known."""
-        here = values is not None and (bool("".join(values)) or operator[0] != ":")
+        here = bool(values) and (bool("".join(values or [])) or operator[0] != ":")
         if operator[-1] == "+":
             return [self._expanded(word)] if here else [""]
         if here or operator[-1] == "?":

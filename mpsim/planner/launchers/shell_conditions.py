@@ -19,7 +19,7 @@ _NUMBERS: dict[str, Callable[[int, int], bool]] = {
     "-ge": operator.ge,
 }
 _BRACKETS = {"[": "]", "[[": "]]"}
-_LOOPS = {"while", "until", "for", "case"}
+_LOOPS = {"while", "until", "for", "select", "case"}
 _ENDS = {"fi", "done", "esac"}
 _OPEN_MARKS = "$`*?["
 """Letters of words that are not known, or patterns."""
@@ -81,6 +81,7 @@ class _Branch:
         verdict: The test's; None: open.
         over: Whether a branch of it surely ran, so that no other does.
         unsure: Whether a branch of it may have run.
+        loop: Whether it is a loop or a ``case``.
     """
 
     runs: bool | None = True
@@ -88,6 +89,7 @@ class _Branch:
     verdict: bool | None = None
     over: bool = False
     unsure: bool = False
+    loop: bool = False
 
 
 class Conditions:
@@ -105,12 +107,17 @@ class Conditions:
         states = [self._guard, *(branch.runs for branch in self._branches)]
         return False if False in states else None if None in states else True
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a loop or a ``case`` is begun, so that what is assigned is not known."""
+        return any(branch.loop for branch in self._branches)
+
     def meet(self, word: str) -> None:
         """A word at the beginning of a command."""
         if word == "if":
             self._branches.append(_Branch(asking=True))
         elif word in _LOOPS:
-            self._branches.append(_Branch(runs=None))
+            self._branches.append(_Branch(runs=None, loop=True))
         elif self._branches and word in _ENDS:
             self._branches.pop()
         elif self._branches and word in ("then", "elif", "else"):

@@ -35,6 +35,8 @@ class Script:
         variables: What it assigns, as last assigned.
         used: Names that some word refers to.
         open: Names assigned under a condition that the file leaves open, with their lines.
+        unknown: Names whose value nobody can tell from a line on, with the line.
+        sourced: Files that the script reads, with their lines.
         letters: Of all values that were asked for.
     """
 
@@ -42,12 +44,20 @@ class Script:
     variables: Variables = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     open: list[tuple[str, int]] = field(default_factory=list)
+    unknown: list[tuple[str, int]] = field(default_factory=list)
+    sourced: list[tuple[str, int]] = field(default_factory=list)
     letters: int = 0
 
     def value(self, name: str) -> list[str] | None:
         """The value of a variable, which counts as used; None where none is assigned."""
         self.used.add(name)
         return self.grown(name, self.variables.get(name))
+
+    def forget(self, name: str, line: int) -> None:
+        """From here on the value cannot be known: the name stands for itself."""
+        self.variables[name] = [f"${name}"]
+        self.used.discard(name)
+        self.unknown.append((name, line))
 
     def grown(self, name: str, value: list[str] | None) -> list[str] | None:
         """The value, its letters counted, so that no text doubles itself without end."""
