@@ -43,6 +43,7 @@ from mpsim.validation.splits import (
     expert_tensor_of,
     partition_of,
 )
+from mpsim.validation.wording import says
 
 Tree = dict[str, Any]
 
@@ -56,7 +57,8 @@ _SCHEDULES = {"zb_1p": "zb_auto", "zb_2p": "zb_auto", "none": "1f1b"}
 one and two times that of 1F1B (arXiv:2401.10241)."""
 _FUSED_DISPATCH = re.compile(r"\b(deepep|hybridep)\b", re.IGNORECASE)
 """Dispatchers that sort as they send, by name."""
-_WHOLE_GRAPHS = re.compile(r"full_iteration(?! graphs? off)")
+_TOKEN_DROP = re.compile(r"token drop")
+_WHOLE_GRAPHS = re.compile(r"full_iteration")
 """How notes name captured graphs of whole steps."""
 _WHOLE_LAYERS = re.compile(r"transformer_layer:(\d+)_of_(\d+)")
 
@@ -183,7 +185,7 @@ def _experts(record: Record, notes: Assumptions) -> Tree:
         "dense_layers": model.dense_layers or 0,
         "every": model.moe_every or 1,
     }
-    if "token drop" in record.notes:
+    if says(_TOKEN_DROP, record.notes):
         tree["capacity_factor"] = 1.0
     return tree
 
@@ -221,8 +223,8 @@ def _plan(record: Record, framework: Framework, degrees: Tree, notes: Assumption
         "overlap_data": overlap_data,
         "overlap_tensor": overlap_tensor and tensor > 1,
         "overlap_expert": "expert all-to-all overlap on" in record.notes,
-        "expert_dispatch": "fused" if _FUSED_DISPATCH.search(record.notes) else "all_to_all",
-        "graphs": bool(_WHOLE_GRAPHS.search(record.notes)),
+        "expert_dispatch": "fused" if says(_FUSED_DISPATCH, record.notes) else "all_to_all",
+        "graphs": says(_WHOLE_GRAPHS, record.notes),
         "p2p": _p2p(record, legacy),
         "offload": offloaded(plan.offload, notes),
     }
@@ -339,8 +341,8 @@ def _state_types(record: Record, framework: Framework, precision: str, notes: As
 
     FSDP keeps fp32 parameters, which it casts for compute, and no master copy; it reduces gradients
     in the type of compute unless told otherwise (MixedPrecision.reduce_dtype). Under autocast the
-    gradients of fp32 parameters are fp32. DeepSpeed keeps and reduces 16-bit ones beside an fp32
-    master copy (arXiv:1910.02054, section 3.1). Megatron sums bf16
+    gradients of fp32 parameters are fp32. DeepSpeed's ZeRO-2 and 3 keep and reduce 16-bit ones
+    beside an fp32 master copy (arXiv:1910.02054, section 3.1). Megatron sums bf16
     gradients in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32 goes with --bf16) and keeps
     fp16 gradients with --fp16; recipes of 8 and 4 bits keep bf16 gradients (NeMo's and
     Megatron-Bridge's performance recipes: grad_reduce_in_fp32 = False, for bf16 too).

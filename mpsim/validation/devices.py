@@ -62,10 +62,10 @@ def device_of(
             notes.append(f"cluster.device = {name}")
         return name, tree
     kinds = _mixed(recorded.device_note or "")
-    slowest = min(kinds, key=lambda name: _rate(name, precision))
-    least = min((str(load_entry("devices", name)["memory"]) for name in kinds), key=_nbytes)
+    slowest, changed = min(kinds, key=lambda kind: _rate(kind[0], precision))
+    sizes = (str(its.get("memory", load_entry("devices", name)["memory"])) for name, its in kinds)
     notes.append(f"cluster.device = {slowest}")
-    return slowest, {"base": slowest, "memory": least}
+    return slowest, {"base": slowest, **changed, "memory": min(sizes, key=_nbytes)}
 
 
 def _rate(device: str, precision: str) -> float:
@@ -78,17 +78,19 @@ def _nbytes(memory: str) -> float:
     return parse(memory, "B")
 
 
-def _mixed(note: str) -> list[str]:
-    """The devices that a note names: all before the first comma, and those behind it if known.
+def _mixed(note: str) -> list[tuple[str, Tree]]:
+    """The devices that a note names, each as ``_match`` gives it.
+
+    All before the first comma, and those behind it if known.
 
     Raises:
         ScenarioError: If one before the comma is not in the zoo, or none is named.
     """
     listed, _, rest = note.partition(",")
-    found = [_match(_alone(kind))[0] for kind in re.split(r"\s*[+/&]\s*|\s+and\s+", listed)]
+    found = [_match(_alone(kind)) for kind in re.split(r"\s*[+/&]\s*|\s+and\s+", listed)]
     for kind in re.split(r"\s*[+/&,;]\s*|\s+and\s+", rest):
         try:
-            found.append(_match(_alone(kind))[0])
+            found.append(_match(_alone(kind)))
         except ScenarioError:  # behind the comma a note may say anything
             continue
     return found
@@ -132,11 +134,11 @@ def _match(text: str) -> tuple[str, Tree]:
 def _key(text: str) -> tuple[str, int | None]:
     """A name without case, signs, makers and generation of the socket; and its memory, GB."""
     words = re.split(r"[^a-z0-9]+", re.sub(r"(\d+)\s*gi?b\b", r"\1gb", text.lower()))
-    memory = next((int(found[1]) for word in words if (found := _MEMORY.fullmatch(word))), None)
+    memory = next((int(found[1]) for word in words if (found := _MEMORY.fullmatch(word))), 0)
     kept = [
         "sxm" if _FORM.fullmatch(word) else word
         for word in words
         if word and word not in _MAKERS and not _MEMORY.fullmatch(word)
     ]
     key = "".join(kept)
-    return re.sub(r"^rtx(a\d)", r"\1", key), memory
+    return re.sub(r"^rtx(a\d)", r"\1", key), memory or None

@@ -12,10 +12,12 @@ from typing import Literal
 
 from mpsim.validation.devices import device_of, supported
 from mpsim.validation.records import Record
+from mpsim.validation.wording import last_said, names
 
 Framework = Literal["torch", "megatron", "fsdp", "legacy_megatron"]
 
 _FUSED_ATTENTION_TYPES = ("bf16", "fp8", "mxfp8", "nvfp4")
+_PRECISIONS = re.compile(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b")
 _NAMES_MEGATRON = re.compile(r"\b(Megatron|Transformer Engine)\b", re.IGNORECASE)
 
 
@@ -24,7 +26,7 @@ _NAMES_DEEPSPEED = re.compile(r"\bDeepSpeed\b", re.IGNORECASE)
 
 def names_deepspeed(record: Record) -> bool:
     """Whether the record names DeepSpeed."""
-    return bool(_NAMES_DEEPSPEED.search(f"{record.where} {record.notes}"))
+    return names(_NAMES_DEEPSPEED, record)
 
 
 def framework_of(record: Record) -> Framework:
@@ -36,7 +38,7 @@ def framework_of(record: Record) -> Framework:
     else is Megatron of today.
     """
     plan = record.plan
-    megatron = _NAMES_MEGATRON.search(f"{record.where} {record.notes}")
+    megatron = names(_NAMES_MEGATRON, record)
     single = (plan.tensor or 1) * (plan.pipeline or 1) * (plan.context or 1) == 1
     if (plan.zero or 0) >= 2 and not megatron:
         return "fsdp"
@@ -68,6 +70,5 @@ def precision_of(record: Record) -> str:
 def _guessed(notes: str) -> str:
     """The precision that the notes name last in their clause on it, else bf16."""
     clause = notes.partition("precision:")[2].partition("source gaps")[0].lower()
-    named = re.findall(r"\b(fp32|tf32|fp16|bf16|fp8|mxfp8|nvfp4)\b", clause)
     # "fp32 peak, so probably tf32" names the guess last
-    return named[-1] if named else "bf16"
+    return last_said(_PRECISIONS, clause) or "bf16"

@@ -11,6 +11,7 @@ import re
 from mpsim.spec.zoo import load_entry
 from mpsim.validation.records import Record
 from mpsim.validation.splits import Assumptions
+from mpsim.validation.wording import names, says
 
 Tree = dict[str, str]
 
@@ -21,7 +22,9 @@ _COMPILED_LOSS = re.compile(r"\btorchtitan\b.*\b202[5-9]\b")
 """Software that compiles its loss where it compiles its layers: torchtitan since 2025
 (components/loss.py: ``build_cross_entropy_loss``; in 2024 train.py had it turned off)."""
 _PERFORMANCE_RECIPES = re.compile(
-    r"(?=.*\b(NeMo(?!-Framework-Launcher)|Megatron-Bridge)\b).*\bperformance\b"
+    r"\b(NeMo(?![- ]Framework[- ]Launcher)|Megatron-Bridge)\b.*"
+    r"\b(performance[-_ ](summary|benchmarks|guide|recipes?)|[a-z]+ performance)\b",
+    re.IGNORECASE,
 )
 """Benchmarks that are run with NVIDIA's performance recipes: those of the pages on performance of
 NeMo and Megatron-Bridge (not the older launcher's)."""
@@ -30,17 +33,13 @@ _DRIVER_LOGS = re.compile(r"\bPrimus\b")
 (training_log patches: ``torch.cuda.mem_get_info``)."""
 
 
-def _named(names: re.Pattern[str], record: Record) -> bool:
-    return bool(names.search(f"{record.where} {record.notes}"))
-
-
 def fused_loss(record: Record) -> bool:
     """Whether the loss makes no fp32 copy of the logits.
 
     A compiled one does not, where the vocabulary is not cut; 8-bit layers of torchtitan are
     compiled (docs/float8.md: float8 is slower than bf16 without).
     """
-    if _named(_FUSED_LOSS, record):
+    if names(_FUSED_LOSS, record):
         return True
     plan = record.plan
     compiled = plan.compiled or (plan.compiled is None and plan.precision in ("fp8", "mxfp8"))
@@ -54,7 +53,7 @@ def sums_in_16_bits(record: Record) -> bool:
     NVIDIA's performance recipes set ``grad_reduce_in_fp32`` to False (Megatron-Bridge,
     scripts/performance, ``set_basic_perf_overrides``).
     """
-    return _named(_PERFORMANCE_RECIPES, record)
+    return names(_PERFORMANCE_RECIPES, record)
 
 
 def keeps_quantised_parameters(record: Record, precision: str) -> bool:
@@ -64,7 +63,7 @@ def keeps_quantised_parameters(record: Record, precision: str) -> bool:
     under mxfp8 the gathered 16-bit weights pass through the gradient buffer
     (``reuse_grad_buf_for_mxfp8_param_ag``).
     """
-    return precision in ("fp8", "mxfp8") and _named(_PERFORMANCE_RECIPES, record)
+    return precision in ("fp8", "mxfp8") and names(_PERFORMANCE_RECIPES, record)
 
 
 def quantised_copies(device: str, precision: str) -> int:
@@ -89,18 +88,22 @@ def memory_kind(record: Record) -> str:
     if measured.memory_kind:
         return measured.memory_kind
     peak = measured.peak_memory_bytes
-    if peak is None or _named(_DRIVER_LOGS, record):
+    if peak is None or names(_DRIVER_LOGS, record):
         return "nvidia_smi"
     return "nvidia_smi" if peak % 2**20 == 0 and peak % 2**28 else "allocated"
 
 
-_OPTIMIZERS: tuple[tuple[str, Tree], ...] = (
-    ("adafactor", {"optimizer": "adafactor"}),
-    # two numbers of 8 bits for a parameter (arXiv:2110.02861): one of 16
-    (r"adam.*8.?bit|8.?bit.*adam", {"optimizer": "momentum", "state_type": "bf16"}),
-    ("adam|lamb", {"optimizer": "adam"}),
-    ("lion|muon|momentum|nesterov|lars", {"optimizer": "momentum"}),
-    ("sgd", {"optimizer": "sgd"}),
+_OPTIMIZERS: tuple[tuple[re.Pattern[str], Tree], ...] = tuple(
+    (re.compile(text), fields)
+    for text, fields in (
+        (r"adafactor", {"optimizer": "adafactor"}),
+        # two numbers of 8 bits for a parameter (arXiv:2110.02861): one of 16
+        (r"adam.*8.?bit|8.?bit.*adam", {"optimizer": "momentum", "state_type": "bf16"}),
+        (r"\b(lion|muon)", {"optimizer": "momentum"}),
+        (r"adam|\blamb\b", {"optimizer": "adam"}),
+        (r"momentum|nesterov|\blars\b", {"optimizer": "momentum"}),
+        (r"\bsgd", {"optimizer": "sgd"}),
+    )
 )
 """Update rules by name → fields of a scenario. Muon, Lion (arXiv:2302.06675) and LARS keep one
 number for a parameter; the orthogonalisation of Muon is not modelled."""
@@ -109,29 +112,30 @@ _KNOWN = ("adam", "adamw", "sgd", "adafactor", "momentum")
 
 def optimizer_of(stated: str | None) -> tuple[Tree, bool]:
     """Fields of a scenario for an optimizer, Adam where none is known; whether it is just that."""
-    name = (stated or "").lower()
-    found = next((fields for text, fields in _OPTIMIZERS if re.search(text, name)), None)
+    name = (stated or "").lower().replace("_", " ")
+    found = next((fields for text, fields in _OPTIMIZERS if says(text, name)), None)
     return found or {"optimizer": "adam"}, name in _KNOWN
 
 
-_OFFLOADED = (
-    ("optimizer", r"optim|zero.?(offload|infinity)|adam"),
-    ("weights", r"param|weight|zero.?infinity"),
-    ("activations", r"activation|offloading_num_layers"),
-)
+_OFFLOADED = {
+    part: re.compile(words)
+    for part, words in (
+        ("optimizer", r"optim|zero.?(offload|infinity)|adam|^(cpu|nvme|host)\b|^(yes|true|on)$"),
+        ("weights", r"param|weight|zero.?infinity"),
+        ("activations", r"activation|offloading_num_layers"),
+    )
+}
 """What is kept in host memory → how records say so."""
 
 
 def offloaded(stated: str | None, notes: Assumptions) -> list[str]:
-    """What a record's text on offloading means.
+    """What a record's text on offloading means; nothing, where it names nothing that is known.
 
     ZeRO-Offload keeps the optimizer's state on the host (arXiv:2101.06840), ZeRO-Infinity the
     weights too (arXiv:2104.07857). Offloading the activations of some layers counts as all.
     """
-    text = (stated or "").lower()
-    if text in ("", "none", "no", "false") or re.search(r"num_layers\s*[=:]?\s*0\b", text):
-        return []
-    found = [part for part, words in _OFFLOADED if re.search(words, text)] or ["optimizer"]
-    if text not in found:
+    text = (stated or "none").lower()
+    found = [part for part, words in _OFFLOADED.items() if says(words, text)]
+    if text not in ("none", *found):
         notes.texts.append(f"plan.offload = {found}")
     return found

@@ -69,6 +69,8 @@ def compare(record: Record, *, profile: str | None = None) -> Comparison:
         report, assumptions, fits = _predicted(expressed, profile)
     except MpsimError as error:
         return Comparison(record, skipped=str(error).partition("\n")[0])
+    except ArithmeticError as error:
+        return Comparison(record, skipped=f"numbers that cannot be computed with ({error})")
     # the peak of a choice of our own says nothing of a run that did not state it
     hidden = fits is None and record.measured.peak_memory_bytes is None
     return Comparison(

@@ -131,7 +131,7 @@ class RecordedCluster(Part):
         Literal["infiniband", "roce", "ethernet", "omnipath", "slingshot", "none"] | None
     ) = None
     """Network between the fast domains."""
-    inter_node_gbit_s_per_device: Positive | None = None
+    inter_node_gbit_s_per_device: Annotated[Positive, Field(le=1e6)] | None = None
     """Its rate for one device and direction, Gbit/s."""
 
 

@@ -11,7 +11,9 @@ from typing import TypeVar
 from mpsim.spec.zoo import load_entry
 from mpsim.units import parse
 from mpsim.validation.devices import device_of
+from mpsim.validation.generation import framework_of
 from mpsim.validation.records import Record
+from mpsim.validation.wording import names
 
 _BRIDGE = re.compile(r"\b(Megatron-Bridge|NeMo)\b", re.IGNORECASE)
 Stated = TypeVar("Stated")
@@ -72,16 +74,17 @@ def degrees_of(record: Record, notes: Assumptions) -> dict[str, int]:
 def _least_that_holds(record: Record, rest: int, most: int) -> dict[str, int]:
     """Tensor, then pipeline degree, where open, until weights and their state fit the devices.
 
-    The state is 16 B for a parameter (arXiv:1910.02054, section 3.1), 4 B once the optimizer's part
-    is sharded, a share where all is; a half of the device is left to activations. What would fit
-    without either stays open.
+    The state is 16 B for a parameter (arXiv:1910.02054, section 3.1), 6 and 4 B where the
+    optimizer's part, and the gradients, are sharded, a share where all is; a half of the device is
+    left to activations. What would fit without either stays open.
     """
     plan = record.plan
     device, _ = device_of(record.cluster, plan.precision or "bf16", [])
     memory = parse(str(load_entry("devices", device)["memory"]), "B")
-    sharded = {1: 6.0, 2: 4.0, 3: 0.0}.get(1 if plan.zero is None else plan.zero, 16.0)
-    each = max(sharded, 16.0 / record.cluster.devices)
-    pieces = each * _parameters(record) / (memory / 2)
+    zero = int(framework_of(record) == "megatron") if plan.zero is None else plan.zero
+    each = max((16.0, 6.0, 4.0, 0.0)[zero], 16.0 / record.cluster.devices)
+    expert = plan.expert or math.gcd(record.model.experts or 1, rest)
+    pieces = each * _parameters(record, expert) / (memory / 2)
     pieces /= (plan.tensor or 1) * (plan.pipeline or 1)
     if pieces <= 1:
         return {}
@@ -90,18 +93,25 @@ def _least_that_holds(record: Record, rest: int, most: int) -> dict[str, int]:
         found["tensor"] = _divisor_from(pieces, math.gcd(most, rest))
         pieces, rest = pieces / found["tensor"], rest // found["tensor"]
     if plan.pipeline is None and pieces > 1:
-        found["pipeline"] = _divisor_from(pieces, math.gcd(record.model.layers, rest))
+        across = rest * (plan.tensor or found["tensor"])  # what a stated expert degree must divide
+        limit = math.gcd(rest, across // math.gcd(across, plan.expert or 1))
+        found["pipeline"] = _divisor_from(pieces, math.gcd(record.model.layers, limit))
     return found
 
 
-def _parameters(record: Record) -> float:
-    """Parameters as the source prints them; else 4 h² + 2 or 3 h · ffn a layer, and the table."""
+def _parameters(record: Record, expert: int) -> float:
+    """Parameters of which each expert-parallel device holds its own, those of experts divided.
+
+    As the source prints them; else 4 h² + 2 or 3 h · ffn a layer, and the table.
+    """
     model = record.model
-    if model.parameters:
-        return model.parameters
-    ffn = (model.expert_ffn or model.ffn or 4 * model.hidden) * (model.experts or 1)
-    mlp = (2 if model.family == "gpt" else 3) * model.hidden * ffn
-    return model.layers * (4.0 * model.hidden**2 + mlp) + model.hidden * (model.vocab or 50_000)
+    matrices = (2 if model.family == "gpt" else 3) * model.hidden * model.layers
+    dense = 4.0 * model.hidden**2 * model.layers + model.hidden * (model.vocab or 50_000)
+    if not model.experts:
+        return model.parameters or dense + matrices * (model.ffn or 4 * model.hidden)
+    routed = float(matrices * (model.expert_ffn or model.ffn or model.hidden) * model.experts)
+    routed = min(routed, model.parameters or routed)
+    return (model.parameters - routed if model.parameters else dense) + routed / expert
 
 
 def _divisor_from(least: float, number: int) -> int:
@@ -150,7 +160,7 @@ def expert_tensor_of(record: Record, degrees: Mapping[str, int], notes: Assumpti
         return 1
     plan, tensor = record.plan, degrees["tensor"]
     ranks = degrees["data"] * degrees["context"] * tensor
-    bridge = _BRIDGE.search(f"{record.where} {record.notes}") or (plan.zero or 0) >= 2
+    bridge = names(_BRIDGE, record) or (plan.zero or 0) >= 2
     fits = ranks % ((plan.expert or 1) * tensor) == 0
     guess = tensor if fits and not bridge else 1
     return notes.default("plan.expert_tensor", plan.expert_tensor, guess)

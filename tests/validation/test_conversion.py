@@ -214,12 +214,17 @@ def test_experts_are_cut_as_the_layers_are(where, zero, expected):
         ("parameters", ["weights"]),
         ("cpu_offloading_num_layers=20", ["activations"]),
         ("cpu_offloading_num_layers=0", []),
+        ("no offload", []),
+        ("no optimizer offload", []),
+        ("optimizer offload disabled", []),
+        ("not stated", []),
     ],
 )
 def test_what_is_offloaded(stated, expected):
     expressed = to_scenario(record(plan={"offload": stated}))
     assert expressed.scenario.plan.offload == expected
-    assert any("plan.offload" in text for text in expressed.assumptions) == bool(expected)
+    noted = f"plan.offload = {expected}" in expressed.assumptions
+    assert noted == (stated not in (None, "none"))
 
 
 @pytest.mark.parametrize(
@@ -231,6 +236,9 @@ def test_what_is_offloaded(stated, expected):
         ("lion", "momentum", 4),
         ("sgd_momentum", "momentum", 4),
         ("sgd", "sgd", 0),
+        ("SGD without momentum", "sgd", 0),
+        ("Muon with AdamW for the embedding", "momentum", 4),
+        ("a millionaire's own", "adam", 8),
         ("adafactor", "adafactor", None),
         (None, "adam", 8),
     ],
@@ -260,11 +268,58 @@ def test_sequences_were_not_cut_in_the_megatron_of_2021():
     assert to_scenario(record(plan={"sequence_parallel": None})).scenario.plan.sequence_parallel
 
 
-@pytest.mark.parametrize("notes", ["dispatcher hybridep", "DeepEP 1.1 dispatches the tokens"])
-def test_dispatchers_are_known_by_name(notes):
+@pytest.mark.parametrize(
+    ("notes", "dispatch", "graphs"),
+    [
+        ("dispatcher hybridep, full_iteration CUDA graphs", "fused", True),
+        ("DeepEP 1.1 dispatches the tokens; no full_iteration graphs", "fused", False),
+        ("DeepEP off, full_iteration graphs disabled", "all_to_all", False),
+        ("all-to-all instead of DeepEP", "all_to_all", False),
+    ],
+)
+def test_what_notes_name_counts_unless_they_deny_it(notes, dispatch, graphs):
     model = {"family": "moe", "experts": 8, "experts_per_token": 2, "expert_ffn": 512, "ffn": None}
-    expressed = to_scenario(record(model=model, plan={"expert": 2}, notes=notes))
-    assert expressed.scenario.plan.expert_dispatch == "fused"
+    plan = to_scenario(record(model=model, plan={"expert": 2}, notes=notes)).scenario.plan
+    assert (plan.expert_dispatch, plan.graphs) == (dispatch, graphs)
+
+
+@pytest.mark.parametrize(
+    "notes", ["not using DeepSpeed", "faster than DeepSpeed", "compared with Megatron-LM"]
+)
+def test_software_that_a_run_is_set_against_is_not_its_own(notes):
+    alone = {"tensor": 1, "pipeline": 1, "data": 16, "zero": 3}
+    training = to_scenario(record(plan=alone, notes=notes)).scenario.training
+    assert (training.framework, training.parameter_type) == ("fsdp", "fp32")
+
+
+def test_the_precision_that_notes_deny_is_not_guessed():
+    assert precision_of(record(plan={"precision": None}, notes="precision: bf16, not fp16")) == (
+        "bf16"
+    )
+
+
+def test_open_degrees_leave_devices_for_the_experts():
+    """64 experts on 64 devices hold a 64th of 200e9 parameters each: one device has room."""
+    model = {
+        "family": "moe", "layers": 64, "hidden": 4096, "heads": 32, "experts": 64,
+        "experts_per_token": 2, "expert_ffn": 4000, "ffn": None, "parameters": 200e9,
+    }  # fmt: skip
+    plan = {"tensor": None, "pipeline": None, "context": 1, "data": None, "expert": 64}
+    machine = {"devices": 64}
+    expressed = to_scenario(record(model=model, plan=plan, cluster=machine))
+    assert expressed.scenario.plan.expert == 64
+    assert expressed.scenario.plan.devices == 64
+
+
+def test_open_degrees_count_the_state_that_is_assumed():
+    """Legacy Megatron is taken to be without ZeRO: 16 B x 20e9 on halves of 80 GiB, 7.5 pieces."""
+    plan = {
+        "tensor": None, "pipeline": None, "context": None, "data": None, "zero": None,
+        "precision": "fp16", "attention": "math",
+    }  # fmt: skip
+    model = {"layers": 48, "hidden": 6144, "heads": 64, "parameters": 20e9}
+    found = to_scenario(record(model=model, plan=plan, cluster={"devices": 64})).scenario.plan
+    assert (found.zero, found.tensor, found.pipeline) == (0, 8, 1)
 
 
 def test_open_degrees_are_raised_until_the_state_is_held():

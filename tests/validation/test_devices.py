@@ -74,6 +74,15 @@ def test_mixed_devices_hold_what_the_smallest_holds():
     assert device_of(mix, "bf16", [])[1]["memory"] == load_entry("devices", "rtx-4090")["memory"]
 
 
+def test_mixed_devices_keep_the_memory_that_is_stated():
+    mix = cluster("mixed", device_note="A100 24GB + V100 12GB")
+    assert device_of(mix, "fp16", [])[1]["memory"] == "12 GiB"
+
+
+def test_no_memory_is_none_that_is_stated():
+    assert device_of(cluster("A100 0GB"), "bf16", [])[0] == "a100-sxm-40gb"
+
+
 def test_a_node_whose_link_is_not_stated_is_that_of_the_zoo():
     for device, link in (("b300-sxm", "nvlink5"), ("a40", "pcie4"), ("l4", "pcie4")):
         tree = cluster_tree(cluster(device), "bf16", [])
