@@ -428,3 +428,9 @@ def test_arrays_without_a_command_are_read_and_a_missing_flag_names_the_unused_o
     parts = f"ARGS=({MODEL})\nTRAIN=(--micro-batch-size 1)\n".replace("--micro-batch-size 1 ", "")
     with pytest.raises(ScenarioError, match="size: is missing; TRAIN: no command uses it"):
         import_text(parts + "torchrun pretrain_gpt.py ${ARGS[@]}\n")
+
+
+def test_a_here_document_that_is_not_read_is_named():
+    text = f"sbatch <<EOF\nsrun python pretrain_gpt.py {MODEL}\nEOF\n"
+    with pytest.raises(ScenarioError, match="the here-document of line 1: no command uses it"):
+        import_text(text)

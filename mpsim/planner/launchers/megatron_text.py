@@ -100,11 +100,13 @@ def _parse_script(script: Script) -> dict[str, Any]:
     ]
     words = [word for command in launches[:1] or script.commands for word in [*command.words, ";"]]
     found = _entries(words)
+    documents = {f"the here-document of line {line}{UNUSED}": True for line in script.documents}
     if not launches and not any(name in found for name in _MARK):
         # arrays of a script without its command: a file that another one reads
         parts = [" ".join(script.variables[name]) for name in loose]
-        return _entries([word for part in parts for word in part.split()])
+        return _entries([word for part in parts for word in part.split()]) | documents
     found |= {f"{name}{UNUSED}": True for name in loose}
+    found |= documents
     others = [command for command in launches[1:] if command.words != launches[0].words]
     found |= {f"line {command.line}: another training": True for command in others}
     for name, line in script.open:

@@ -161,7 +161,10 @@ class _Reader:
                 self._subshell(kind)
         if kind == "\n" and self.here is not None:
             end = re.compile(rf"^\t*{self.here}$", re.MULTILINE).search(self.text, self.at)
-            self.at, self.here = end.end() if end else len(self.text), None
+            begun, self.here = self.at, None
+            self.at = end.end() if end else len(self.text)
+            if _NESTED.search(self.text[begun : self.at]):
+                self.script.documents.append(self.line)
 
     def _bracketed(self) -> bool:
         """Pass ``((…))`` or the ``()`` of a function; False where the bracket is none of them."""

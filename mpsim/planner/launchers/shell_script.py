@@ -37,6 +37,7 @@ class Script:
         open: Names assigned under a condition that the file leaves open, with their lines.
         unknown: Names whose value nobody can tell from a line on, with the line.
         sourced: Files that the script reads, with their lines.
+        documents: Lines of here-documents that hold flags.
         letters: Of all values that were asked for.
     """
 
@@ -46,6 +47,7 @@ class Script:
     open: list[tuple[str, int]] = field(default_factory=list)
     unknown: list[tuple[str, int]] = field(default_factory=list)
     sourced: list[tuple[str, int]] = field(default_factory=list)
+    documents: list[int] = field(default_factory=list)
     letters: int = 0
 
     def value(self, name: str) -> list[str] | None:
