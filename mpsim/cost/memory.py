@@ -129,8 +129,8 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
 
     Where a whole network is recomputed, its layers keep nothing: the stage's input is kept, and
     backward holds what the stage's layers up to the running one would have kept, where the first
-    one's input is the stage's. With activations in host memory nothing is kept, and the buffers
-    they pass through stand while an op runs.
+    one's input is the stage's. With activations in host memory nothing is kept: while an op runs,
+    the tensors of the running layer are there, and those of the one before it, on their way.
     """
     kept: dict[str, float] = {}
     for layer in layers:
@@ -150,11 +150,26 @@ def chunk_memory(layers: Sequence[Layer], *, offloaded: bool = False) -> ChunkMe
         forward = max(forward, held + layer.forward_workspace_nbytes - total)
         backward = max(backward, held + layer.workspace_nbytes + again - total)
     store = min(total, sum(_weight_store(layer) for layer in layers))
-    if offloaded:
-        # one layer in use and one on its way, while an op runs
-        buffer = min(2 * max(map(_kept, layers), default=0.0), total)
-        return ChunkMemory({}, forward + buffer, backward + buffer, store)
-    return ChunkMemory(kept, forward, backward, store)
+    if not offloaded:
+        return ChunkMemory(kept, forward, backward, store)
+    return _offloaded(layers, list(accumulate(revived)), first, store)
+
+
+def _offloaded(
+    layers: Sequence[Layer], again: Sequence[float], first: float, store: float
+) -> ChunkMemory:
+    """A stage with its activations in host memory: two layers' are here while an op runs.
+
+    ``again`` is what recomputation of a network has brought back up to each layer, ``first`` the
+    stage's input where the first layer keeps none.
+    """
+    before, forward, backward = first, 0.0, 0.0
+    for layer, brought in zip(layers, again, strict=True):
+        here = before + _kept(layer)
+        forward = max(forward, here + layer.forward_workspace_nbytes)
+        backward = max(backward, here + layer.workspace_nbytes + brought)
+        before = _kept(layer)
+    return ChunkMemory({}, forward, backward, store)
 
 
 def _weight_store(layer: Layer) -> float:

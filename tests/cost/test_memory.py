@@ -320,3 +320,18 @@ def test_more_in_flight_never_holds_less(given_settings, count):
     model, plan, training = given_settings
     found = memory(model, plan=plan, **training)
     assert peak_of(found, count) <= peak_of(found, count + 1)
+
+
+@given(settings_of())
+def test_activations_on_the_host_hold_less_and_recomputed_ones_no_more(given_settings):
+    """What is on its way is of one layer; recomputation brings back what is then not carried."""
+    model, plan, fields = given_settings
+    training = TrainingSpec(**{"global_batch": 8, "sequence": 64, **fields})
+    peaks = []
+    for recompute in ("none", "full"):
+        layers = build_layers(model, plan.model_copy(update={"recompute": recompute}), training)
+        carried, whole = chunk_memory(layers, offloaded=True), chunk_memory(layers)
+        assert carried.activations == {}
+        assert carried.backward_transient <= (whole.nbytes + whole.backward_transient) * (1 + 1e-12)
+        peaks.append(carried.backward_transient)
+    assert peaks[1] <= peaks[0] * (1 + 1e-12)
