@@ -113,13 +113,13 @@ def format_seconds(value: float, digits: int = 3) -> str:
 def format_bytes(value: float, digits: int = 3) -> str:
     """A size in binary units: ``71.3 GiB``.
 
-    >>> format_bytes(80 * 2**30), format_bytes(0)
-    ('80 GiB', '0 B')
+    >>> format_bytes(80 * 2**30), format_bytes(0), format_bytes(999.5)
+    ('80 GiB', '0 B', '999.5 B')
     """
     steps = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
     value = float(value)
-    # four digits below the next step (1000 to 1023 MiB) would print as 1e+03
-    return _scaled(value, steps, max(digits, 4) if abs(value) >= 1000 else digits)
+    # three digits below the next step (999.5 to 1023 MiB) would print as 1e+03
+    return _scaled(value, steps, max(digits, 4) if abs(value) >= 999 else digits)
 
 
 def format_count(count: int, noun: str) -> str:
