@@ -101,4 +101,4 @@ def main() -> None:
     \b
     mpsim scenario gpt3_fp32.yaml      does it fit, how long is a step, what bounds it
     mpsim init > mine.yaml             a commented scenario to start from
-    """  # noqa: D301  (click keeps lines after a backspace)
+    """

@@ -34,7 +34,7 @@ def demo(name: str, *, devices: str | None, profile: str | None, epochs: int) ->
     two-device  Linear 10-20, ReLU | Linear 20-10, ReLU, Linear 10-2, cut by layer
     cnn         two convolutions, two linear layers, under DataParallel and DistributedDataParallel
     two-layer   two linear layers, cut by layer, by column and by row
-    """  # noqa: D301  (click keeps lines after a backspace)
+    """
     from mpsim.hardware import demos
     from mpsim.hardware.measure import choose_placement
     from mpsim.hardware.workers import Workers

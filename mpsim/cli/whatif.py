@@ -87,7 +87,7 @@ def whatif(
     mpsim whatif gpt3_fp32.yaml --sensitivity
 
     Interrupted, the same command goes on where it was; done, it reads its result file.
-    """  # noqa: D301  (click keeps lines after a backspace)
+    """
     scenario = traced(_chosen(file, overrides, variant), file)
     if sensitivity:
         _sensitivity(scenario, json_file)

@@ -47,7 +47,7 @@ def zoo(what: str | None, name: str | None, *, as_json: bool) -> None:
     mpsim zoo models                   one kind
     mpsim zoo show a100-sxm-80gb       one entry, as a scenario may write it
     mpsim zoo devices a100-sxm-80gb    the same, of one kind
-    """  # noqa: D301  (click keeps lines after a backspace)
+    """
     chosen = _choose(what, name)
     if as_json:
         click.echo(json.dumps(chosen, indent=2, default=str))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -35,7 +34,7 @@ def written(scenario: Scenario) -> str:
     return yaml.safe_dump(_shortened(tree), sort_keys=False, allow_unicode=True)
 
 
-def _shortened(value: Any, name: str = "") -> Any:  # noqa: ANN401  (YAML values)
+def _shortened(value: object, name: str = "") -> object:
     """All quantities of a tree as short texts."""
     if isinstance(value, dict):
         return {key: _shortened(item, key) for key, item in value.items()}

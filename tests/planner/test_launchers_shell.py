@@ -1,6 +1,5 @@
 """Shell scripts as bash reads them, and Megatron-LM's scripts of any shape as scenarios."""
 
-import shutil
 import subprocess
 
 import pytest
@@ -13,15 +12,12 @@ from mpsim.planner.launchers.shell_arithmetic import evaluate
 from mpsim.planner.launchers.shell_conditions import judge
 from mpsim.planner.launchers.translate import import_text
 
-BASH = shutil.which("bash")
-needs_bash = pytest.mark.skipif(BASH is None, reason="bash is not installed")
-
 
 def words_of_bash(script):
     """The words of each call of ``run``, as bash itself makes them."""
     prelude = 'set -u; run() { [ $# = 0 ] || printf "%s\\0" "$@"; printf "\\1\\0"; }\n'
     done = subprocess.run(
-        [BASH, "--norc", "-c", prelude + script], capture_output=True, text=True, check=True
+        ["bash", "--norc", "-c", prelude + script], capture_output=True, text=True, check=True
     )
     calls = [[]]
     for word in done.stdout.split("\0")[:-1]:
@@ -38,7 +34,6 @@ def words(script):
     return [command.words[1:] for command in commands if command.words[0] == "run"]
 
 
-@needs_bash
 @pytest.mark.parametrize(
     "script",
     [
@@ -97,7 +92,6 @@ PIECES = ["--x", "4", " ", "  ", '"', "'", "$N", "${N}", "${A[@]}", '"${A[@]}"',
 PIECES += ["\n", "=", "${N:-2}", "$((N+1))", "\\$", "a", "\t", '"$S"', "$S", ";", "run "]
 
 
-@needs_bash
 @settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=8))
 def test_words_of_any_pieces_are_those_of_bash(pieces):

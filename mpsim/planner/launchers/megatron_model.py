@@ -160,7 +160,7 @@ def needed(options: Options, name: str) -> int:
     return options.count(name)
 
 
-def _vocabulary(options: Options, given: Given, *, tensor: int) -> Any:  # noqa: ANN401
+def _vocabulary(options: Options, given: Given, *, tensor: int) -> object:
     """Rows of the embedding: as given, or the vocabulary padded as Megatron does.
 
     Of tokenizers only GPT-2's has a size that is known without its files. It is Megatron's where

@@ -121,7 +121,7 @@ class Options:
         return str(value)
 
 
-def _unsaid(value: Any) -> str:  # noqa: ANN401  (whatever the file holds)
+def _unsaid(value: object) -> str:
     """The remedy for a word of a script whose value cannot be known, such as ``$1``; or nothing."""
     word = isinstance(value, str) and value.startswith(("$", "`"))
     return ", which the file does not set: write the value into it" if word else ""
